@@ -1,0 +1,96 @@
+"""Services: what the user asks for."""
+
+import datetime as dt
+
+import msgspec
+
+from common.model.base import Annotations, Model, Object, Version
+from common.model.task import NetworkAttachmentConfig, PortConfig, TaskSpec
+
+
+class ReplicatedService(Model, frozen=True, kw_only=True):
+    replicas: int | None = None  # stored as 1 when not given
+
+
+class GlobalService(Model, frozen=True, kw_only=True):
+    pass
+
+
+class ReplicatedJob(Model, frozen=True, kw_only=True):
+    max_concurrent: int | None = None
+    total_completions: int | None = None
+
+
+class GlobalJob(Model, frozen=True, kw_only=True):
+    pass
+
+
+class ServiceMode(Model, frozen=True, kw_only=True):
+    """Just one is set."""
+
+    replicated: ReplicatedService | None = None
+    global_: GlobalService | None = msgspec.field(default=None, name="Global")
+    replicated_job: ReplicatedJob | None = None
+    global_job: GlobalJob | None = None
+
+
+class UpdateConfig(Model, frozen=True, kw_only=True):
+    """How an update or a rollback goes. Durations in nanoseconds.
+
+    Docker's trap is kept out: a block without parallelism means 1 here, not "all at once";
+    0 that is sent means all at once.
+    """
+
+    parallelism: int | None = None
+    delay: int = 0
+    failure_action: str = ""  # pause, continue, rollback (updates only)
+    monitor: int | None = None  # None: 5 s
+    max_failure_ratio: float = msgspec.field(default_factory=float)
+    order: str = ""  # stop-first, start-first
+
+
+class EndpointSpec(Model, frozen=True, kw_only=True):
+    mode: str = ""  # vip (default) or dnsrr
+    ports: tuple[PortConfig, ...] = ()
+
+
+class ServiceSpec(Annotations, frozen=True, kw_only=True):
+    task_template: TaskSpec = msgspec.field(default_factory=TaskSpec)
+    mode: ServiceMode = msgspec.field(default_factory=ServiceMode)
+    update_config: UpdateConfig | None = None
+    rollback_config: UpdateConfig | None = None
+    networks: tuple[NetworkAttachmentConfig, ...] = ()  # older clients; moved to task_template
+    endpoint_spec: EndpointSpec | None = None
+
+
+class VirtualIP(Model, frozen=True, kw_only=True):
+    network_id: str
+    addr: str  # CIDR
+
+
+class Endpoint(Model, frozen=True, kw_only=True):
+    """What the allocator gave a service."""
+
+    spec: EndpointSpec = msgspec.field(default_factory=EndpointSpec)
+    ports: tuple[PortConfig, ...] = ()
+    virtual_ips: tuple[VirtualIP, ...] = ()
+
+
+class UpdateStatus(Model, frozen=True, kw_only=True):
+    """`state`: updating, paused, completed, rollback_started, rollback_paused,
+    rollback_completed."""
+
+    state: str = ""
+    started_at: dt.datetime | None = None
+    completed_at: dt.datetime | None = None
+    message: str = ""
+
+
+class Service(Object, frozen=True, kw_only=True):
+    spec: ServiceSpec
+    previous_spec: ServiceSpec | None = None
+    spec_version: Version | None = None  # moves only when `spec` changes; tasks carry it
+    previous_spec_version: Version | None = None
+    endpoint: Endpoint = msgspec.field(default_factory=Endpoint)
+    update_status: UpdateStatus | None = None
+    pending_delete: bool = False

@@ -1,0 +1,68 @@
+"""What the engine and the agent ask of the network part, and what they get. Plain data."""
+
+import msgspec
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """One interface a sandbox is to have.
+
+    For overlays the manager gave `address` (CIDR) and `mac`; for the node's own bridge both are
+    empty and chosen here. `aliases` are extra names on that network.
+    """
+
+    network_id: str
+    network_name: str
+    address: str = ""
+    mac: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class HostPort(msgspec.Struct, frozen=True, kw_only=True):
+    """A port of the node that leads into one sandbox only (`mode=host`, `run -p`)."""
+
+    protocol: str  # tcp, udp
+    published: int  # 0: choose one
+    target: int
+    host_ip: str = ""  # "" all addresses of the node
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A network namespace to make for one container.
+
+    `mode`: "private" (own namespace, `attachments`, and always a leg on the node's bridge unless
+    `internal_only`), "none" (loopback only), "host" (the machine's).
+    """
+
+    id: str  # container id
+    mode: str = "private"
+    attachments: tuple[Attachment, ...] = ()
+    host_ports: tuple[HostPort, ...] = ()
+    internal_only: bool = False
+    hostname: str = ""
+    dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    sysctls: dict[str, str] = {}
+
+
+class Interface(msgspec.Struct, frozen=True, kw_only=True):
+    """An interface a sandbox has got."""
+
+    name: str  # inside: eth0, eth1 …
+    network_id: str
+    network_name: str
+    address: str  # CIDR
+    gateway: str = ""
+    mac: str = ""
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox that is ready for its container's processes."""
+
+    id: str
+    netns: str  # a path that setns can open; "" for mode host
+    interfaces: tuple[Interface, ...] = ()
+    node_address: str = ""  # address on the node's bridge, without prefix length
+    host_ports: tuple[HostPort, ...] = ()  # with the chosen numbers
+    resolv_conf: str = ""  # text for /etc/resolv.conf
+    hosts: str = ""  # text for /etc/hosts
