@@ -36,7 +36,7 @@ async def test_to_thread_runs_inline_and_hands_on_errors() -> None:
 
 def test_waiting_for_nothing_is_reported() -> None:
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner, pytest.raises(Deadlock):
-        runner.run(asyncio.Event().wait())  # type: ignore[arg-type]
+        runner.run(asyncio.Event().wait())
 
 
 @pytest.mark.real_time
