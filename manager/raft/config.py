@@ -1,0 +1,57 @@
+"""The settings of one member: how fast, and how much at once."""
+
+import msgspec
+
+from common.config import RaftTiming
+
+
+class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in milliseconds, rounded to ticks; sizes in bytes of entry data."""
+
+    tick_ms: int = 50
+    heartbeat_ms: int = 100
+    election_min_ms: int = 500
+    election_max_ms: int = 1000
+    append_bytes: int = 1 << 20  # one append holds about this much
+    window: int = 64  # appends on their way to one follower
+    window_bytes: int = 8 << 20
+    chunk_bytes: int = 512 << 10  # of a snapshot
+    entry_bytes_max: int = 8 << 20
+    uncommitted_bytes_max: int = 64 << 20  # beyond, proposals are refused
+    snapshot_entries: int = 10_000  # applied since the last snapshot before the next is taken
+    snapshot_log_bytes: int = 64 << 20  # or this much entry data in memory
+    keep_entries: int = 1_000  # before a snapshot, for followers that are a little behind
+    snapshot_bytes_max: int = 1 << 30  # refuse to receive more
+    promote_lag_max: int = 1_000  # entries a learner may be behind when it gets its vote
+    apply_batch: int = 256  # entries applied before other work gets its turn
+
+    @classmethod
+    def of(cls, timing: RaftTiming) -> "RaftConfig":
+        """The daemon's timing, all else as usual."""
+        return cls(
+            tick_ms=max(timing.heartbeat_ms // 2, 1),
+            heartbeat_ms=timing.heartbeat_ms,
+            election_min_ms=timing.election_min_ms,
+            election_max_ms=timing.election_max_ms,
+        )
+
+    @property
+    def heartbeat_ticks(self) -> int:
+        return max(self.heartbeat_ms // self.tick_ms, 1)
+
+    @property
+    def election_min_ticks(self) -> int:
+        return max(self.election_min_ms // self.tick_ms, 2)
+
+    @property
+    def election_max_ticks(self) -> int:
+        return max(self.election_max_ms // self.tick_ms, self.election_min_ticks + 1)
+
+    @property
+    def lease_ticks(self) -> int:
+        """How long a member that heard its leader refuses to elect another.
+
+        Two ticks short of the earliest candidacy: members hear the same last heartbeat at
+        slightly different moments, and the first to miss the leader should not be sent away.
+        """
+        return max(self.election_min_ticks - 2, 1)
