@@ -1,0 +1,94 @@
+"""shoal network: what connects containers."""
+
+from typing import Any
+
+import click
+
+from cli import format as fmt
+from cli import options
+from cli.client import Client
+from cli.context import filter_option, output_option, pass_client, quiet_option
+
+
+@click.group()
+def network() -> None:
+    """Create and look at networks."""
+
+
+@network.command()
+@click.option("-d", "--driver", default="overlay", show_default=True)
+@click.option("--subnet", multiple=True, metavar="CIDR")
+@click.option("--gateway", multiple=True, metavar="ADDR")
+@click.option("--ip-range", multiple=True, metavar="CIDR")
+@click.option("--internal", is_flag=True, help="No way out of the cluster.")
+@click.option("--attachable", is_flag=True, help="Also for containers that are no tasks.")
+@click.option("-o", "--opt", multiple=True, metavar="NAME=VALUE")
+@click.option("--label", multiple=True, metavar="NAME=VALUE")
+@click.argument("name")
+@pass_client
+def create(
+    client: Client,
+    driver: str,
+    subnet: tuple[str, ...],
+    gateway: tuple[str, ...],
+    ip_range: tuple[str, ...],
+    internal: bool,
+    attachable: bool,
+    opt: tuple[str, ...],
+    label: tuple[str, ...],
+    name: str,
+) -> None:
+    """Make the network NAME."""
+    if len(gateway) > len(subnet) or len(ip_range) > len(subnet):
+        raise click.UsageError("each --gateway and --ip-range goes with a --subnet")
+    ranges: list[dict[str, str]] = [{"Subnet": text} for text in subnet]
+    for field, values in (("Gateway", gateway), ("IPRange", ip_range)):
+        for entry, text in zip(ranges, values, strict=False):
+            entry[field] = text
+    answer = client.post(
+        "/networks/create",
+        {
+            "Name": name,
+            "Driver": driver,
+            "CheckDuplicate": True,
+            "Internal": internal,
+            "Attachable": attachable,
+            "IPAM": {"Driver": "default", "Config": ranges},
+            "Options": options.pairs(opt, "--opt"),
+            "Labels": options.pairs(label, "--label"),
+        },
+    )
+    click.echo(answer["Id"])
+
+
+@network.command("ls")
+@filter_option
+@quiet_option
+@output_option
+@pass_client
+def list_networks(client: Client, wanted: tuple[str, ...], quiet: bool, output: str) -> None:
+    """List the networks."""
+    networks: list[dict[str, Any]] = client.get("/networks", filters=options.filters(wanted))
+    networks.sort(key=lambda item: item["Name"])
+    rows = [
+        (fmt.short(item["Id"]), item["Name"], item["Driver"], item["Scope"]) for item in networks
+    ]
+    fmt.show(("NETWORK ID", "NAME", "DRIVER", "SCOPE"), rows, networks, quiet=quiet, output=output)
+
+
+@network.command()
+@click.argument("networks", nargs=-1, required=True)
+@pass_client
+def inspect(client: Client, networks: tuple[str, ...]) -> None:
+    """Show all that is known of NETWORKS."""
+    fmt.show_json([client.get(f"/networks/{ref}") for ref in networks])
+
+
+@network.command("rm")
+@click.argument("networks", nargs=-1, required=True)
+@pass_client
+def remove(client: Client, networks: tuple[str, ...]) -> None:
+    """Remove NETWORKS that nothing uses."""
+    for ref in networks:
+        client.delete(f"/networks/{ref}")
+        click.echo(ref)

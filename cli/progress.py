@@ -1,0 +1,104 @@
+"""Waits until a service's tasks are as its spec wants them, and shows how far they are."""
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from cli.client import ApiError, Client, CliError
+
+POLL_S = 0.2  # as the docker CLI does
+_DEAD = ("complete", "shutdown", "failed", "rejected", "remove", "orphaned")
+
+
+class UpdateFailed(CliError):
+    """The update was paused or rolled back."""
+
+
+def wait_converged(client: Client, service_id: str, *, quiet: bool) -> None:
+    """Return when all tasks run, and have run for a moment.
+
+    Raises UpdateFailed when the update was paused or rolled back, so that the exit code tells.
+    """
+    shown = _Display(quiet=quiet)
+    while True:
+        try:
+            service = client.get(f"/services/{service_id}")
+            tasks = client.get("/tasks", filters={"service": [service_id], "_up-to-date": ["true"]})
+            nodes = client.get("/nodes")
+        except ApiError as error:
+            if error.status != 503:  # an election passes
+                raise
+            time.sleep(POLL_S)
+            continue
+        running, wanted, trouble = count(service, tasks, nodes)
+        shown.line(running, wanted, trouble)
+        state = (service.get("UpdateStatus") or {}).get("State", "")
+        if state in ("paused", "rollback_paused", "rollback_completed"):
+            message = service["UpdateStatus"].get("Message", "")
+            shown.end()
+            raise UpdateFailed(f"service {state.replace('_', ' ')}: {message}".rstrip(": "))
+        if running >= wanted and state not in ("updating", "rollback_started"):
+            shown.end(f"{running} of {wanted} tasks running: converged")
+            return
+        time.sleep(POLL_S)
+
+
+def count(
+    service: dict[str, Any], tasks: list[dict[str, Any]], nodes: list[dict[str, Any]]
+) -> tuple[int, int, str]:
+    """How many tasks run, how many should, and the newest reason why one does not."""
+    up = {node["ID"] for node in nodes if node["Status"]["State"] == "ready"}
+    running = sum(
+        task["Status"]["State"] == "running"
+        and task["DesiredState"] == "running"
+        and task.get("NodeID") in up
+        for task in tasks
+    )
+    mode = service["Spec"]["Mode"]
+    if "Replicated" in mode:
+        wanted = mode["Replicated"].get("Replicas", 1)
+    else:
+        wanted = sum(
+            task["DesiredState"] == "running" and task["Status"]["State"] not in _DEAD
+            for task in tasks
+        )
+    return running, wanted, _trouble(tasks)
+
+
+def _trouble(tasks: list[dict[str, Any]]) -> str:
+    troubled = [
+        task for task in tasks if task["Status"].get("Err") and task["Status"]["State"] != "running"
+    ]
+    if not troubled:
+        return ""
+    latest = max(troubled, key=lambda task: task["Status"]["Timestamp"])
+    return str(latest["Status"]["Err"])
+
+
+class _Display:
+    """One line that is rewritten on a terminal; a line for each change in a pipe."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = sys.stdout.isatty()
+        self._last = ""
+
+    def line(self, running: int, wanted: int, trouble: str) -> None:
+        text = f"{running} of {wanted} tasks running" + (f": {trouble}" if trouble else "")
+        if self._quiet or text == self._last:
+            return
+        self._last = text
+        if self._live:
+            click.echo(f"\r\033[K{text[:200]}", nl=False)
+        else:
+            click.echo(text)
+
+    def end(self, text: str = "") -> None:
+        if self._quiet:
+            return
+        if self._live:
+            click.echo("\r\033[K" + (text or self._last))
+        elif text:
+            click.echo(text)

@@ -1,0 +1,299 @@
+"""shoal service: what runs in the cluster."""
+
+import os
+import shlex
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from cli import format as fmt
+from cli import options
+from cli.client import Client, CliError
+from cli.context import filter_option, given, output_option, pass_client, quiet_option
+from cli.logs import log_options, show_logs
+from cli.options import CPUS, DURATION, SIZE
+from cli.progress import wait_converged
+from cli.service_spec import created, updated
+from cli.tasks import show_tasks
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group()
+def service() -> None:
+    """Create, look at and change services."""
+
+
+def _policy_options(kind: str) -> list[Callable[[F], F]]:
+    actions = ["pause", "continue"] + (["rollback"] if kind == "update" else [])
+    return [
+        click.option(f"--{kind}-parallelism", type=int, help="Tasks at a time; 0: all at once."),
+        click.option(f"--{kind}-delay", type=DURATION, help="Between tasks."),
+        click.option(f"--{kind}-order", type=click.Choice(["stop-first", "start-first"])),
+        click.option(f"--{kind}-failure-action", type=click.Choice(actions)),
+        click.option(f"--{kind}-monitor", type=DURATION, help="How long a failure still counts."),
+        click.option(f"--{kind}-max-failure-ratio", type=float, help="Failures that are borne."),
+    ]
+
+
+def spec_options(command: F) -> F:
+    """The flags that create and update have in common."""
+    choices: list[Callable[[F], F]] = [
+        click.option("--replicas", type=int, help="How many tasks."),
+        click.option("--entrypoint", help="In place of the image's entrypoint."),
+        click.option("--hostname", help="May hold {{.Task.Slot}} and the like."),
+        click.option("-u", "--user", metavar="NAME|UID[:GROUP|GID]"),
+        click.option("-w", "--workdir", metavar="DIR"),
+        click.option("-t", "--tty", is_flag=True, help="Give the tasks a terminal."),
+        click.option("--read-only", is_flag=True, help="Mount the image read-only."),
+        click.option("--init", is_flag=True, help="Run a small init as process 1."),
+        click.option("--stop-signal", metavar="SIGNAL"),
+        click.option("--stop-grace-period", type=DURATION, help="From stop signal to kill."),
+        click.option("--limit-cpu", type=CPUS, help="CPUs at the most."),
+        click.option("--limit-memory", type=SIZE, help="Memory at the most."),
+        click.option("--limit-pids", type=int, help="Processes at the most."),
+        click.option("--reserve-cpu", type=CPUS, help="CPUs that a node must have free."),
+        click.option("--reserve-memory", type=SIZE, help="Memory that a node must have free."),
+        click.option("--restart-condition", type=click.Choice(["none", "on-failure", "any"])),
+        click.option("--restart-delay", type=DURATION),
+        click.option("--restart-max-attempts", type=int),
+        click.option("--restart-window", type=DURATION),
+        click.option("--replicas-max-per-node", type=int),
+        click.option("--endpoint-mode", type=click.Choice(["vip", "dnsrr"])),
+        click.option("--health-cmd", help="A shell command; the task runs once it succeeds."),
+        click.option("--health-interval", type=DURATION),
+        click.option("--health-timeout", type=DURATION),
+        click.option("--health-retries", type=int),
+        click.option("--health-start-period", type=DURATION),
+        click.option("--health-start-interval", type=DURATION),
+        click.option("--no-healthcheck", is_flag=True, help="Not even the image's."),
+        *_policy_options("update"),
+        *_policy_options("rollback"),
+        click.option("-d", "--detach", is_flag=True, help="Don't wait until the tasks run."),
+        click.option("-q", "--quiet", is_flag=True, help="Wait without showing progress."),
+    ]
+    for choice in reversed(choices):
+        command = choice(command)
+    return command
+
+
+@service.command(context_settings={"ignore_unknown_options": False})
+@click.option("--name", help="A DNS label.")
+@click.option("--mode", type=click.Choice(["replicated", "global"]))
+@click.option("--image", "image_flag", help="The image, when not given as an argument.")
+@click.option("--command", "command_flag", help="The command, when not given as arguments.")
+@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE")
+@click.option("--env-file", multiple=True, metavar="FILE")
+@click.option("-l", "--label", multiple=True, metavar="NAME=VALUE", help="Of the service.")
+@click.option("--container-label", multiple=True, metavar="NAME=VALUE")
+@click.option("--mount", multiple=True, metavar="type=…,source=…,target=…")
+@click.option("-p", "--publish", multiple=True, metavar="PUBLISHED:TARGET")
+@click.option("--network", multiple=True, metavar="NAME")
+@click.option("--constraint", multiple=True, metavar="EXPRESSION")
+@click.option("--placement-pref", multiple=True, metavar="spread=node.labels.NAME")
+@spec_options
+@click.argument("image", required=False)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def create(ctx: click.Context, /, **_: Any) -> None:
+    """Run IMAGE, with COMMAND as its arguments, on the cluster."""
+    client: Client = ctx.obj
+    flags = _with_image(given(ctx), required=True)
+    answer = client.post("/services/create", created(flags, dict(os.environ)))
+    click.echo(answer["ID"])
+    _wait(client, answer["ID"], flags)
+
+
+@service.command()
+@click.option("--image", help="The new image.")
+@click.option("--args", help="The new arguments of the command.")
+@click.option("--force", is_flag=True, help="Replace the tasks though nothing changes.")
+@click.option("--rollback", is_flag=True, help="Go back to the spec before the last update.")
+@click.option("--env-add", multiple=True, metavar="NAME=VALUE")
+@click.option("--env-rm", multiple=True, metavar="NAME")
+@click.option("--label-add", multiple=True, metavar="NAME=VALUE")
+@click.option("--label-rm", multiple=True, metavar="NAME")
+@click.option("--container-label-add", multiple=True, metavar="NAME=VALUE")
+@click.option("--container-label-rm", multiple=True, metavar="NAME")
+@click.option("--mount-add", multiple=True, metavar="type=…,source=…,target=…")
+@click.option("--mount-rm", multiple=True, metavar="TARGET")
+@click.option("--publish-add", multiple=True, metavar="PUBLISHED:TARGET")
+@click.option("--publish-rm", multiple=True, metavar="TARGET")
+@click.option("--network-add", multiple=True, metavar="NAME")
+@click.option("--network-rm", multiple=True, metavar="NAME")
+@click.option("--constraint-add", multiple=True, metavar="EXPRESSION")
+@click.option("--constraint-rm", multiple=True, metavar="EXPRESSION")
+@spec_options
+@click.argument("ref", metavar="SERVICE")
+@click.pass_context
+def update(ctx: click.Context, /, **_: Any) -> None:
+    """Change SERVICE; its tasks are replaced step by step where they must be."""
+    client: Client = ctx.obj
+    flags = given(ctx)
+    found = client.get(f"/services/{flags['ref']}")
+    if flags.get("rollback"):
+        _send(client, found, found["Spec"], rollback="previous")
+    else:
+        if "args" in flags:
+            flags["args"] = _split(flags["args"])
+        if networks := flags.get("network_rm"):
+            flags["network_rm"] = (*networks, *(_network_id(client, name) for name in networks))
+        _send(client, found, updated(found["Spec"], flags, dict(os.environ)))
+    click.echo(flags["ref"])
+    _wait(client, found["ID"], flags)
+
+
+@service.command()
+@click.option("-d", "--detach", is_flag=True, help="Don't wait until the tasks run.")
+@click.option("-q", "--quiet", is_flag=True, help="Wait without showing progress.")
+@click.argument("ref", metavar="SERVICE")
+@pass_client
+def rollback(client: Client, detach: bool, quiet: bool, ref: str) -> None:
+    """Go back to the spec that SERVICE had before its last update."""
+    found = client.get(f"/services/{ref}")
+    _send(client, found, found["Spec"], rollback="previous")
+    click.echo(ref)
+    _wait(client, found["ID"], {"detach": detach, "quiet": quiet})
+
+
+@service.command()
+@click.option("-d", "--detach", is_flag=True, help="Don't wait until the tasks run.")
+@click.argument("targets", metavar="SERVICE=REPLICAS", nargs=-1, required=True)
+@pass_client
+def scale(client: Client, detach: bool, targets: tuple[str, ...]) -> None:
+    """Set the number of tasks of replicated services."""
+    changed = []
+    for target in targets:
+        ref, _, text = target.partition("=")
+        if not text.isdigit():
+            raise click.BadParameter(f"{target!r}: write SERVICE=REPLICAS, as in web=5")
+        found = client.get(f"/services/{ref}")
+        if "Replicated" not in found["Spec"]["Mode"]:
+            raise CliError(f"{ref} is not a replicated service, so it can't be scaled")
+        found["Spec"]["Mode"]["Replicated"]["Replicas"] = int(text)
+        _send(client, found, found["Spec"])
+        click.echo(f"{ref} scaled to {text}")
+        changed.append(found["ID"])
+    for service_id in changed:
+        _wait(client, service_id, {"detach": detach})
+
+
+@service.command("ls")
+@filter_option
+@quiet_option
+@output_option
+@pass_client
+def list_services(client: Client, wanted: tuple[str, ...], quiet: bool, output: str) -> None:
+    """List the services."""
+    services = client.get("/services", filters=options.filters(wanted), status=True)
+    services.sort(key=lambda item: item["Spec"]["Name"])
+    headings = ("ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS")
+    rows = [_row(item) for item in services]
+    fmt.show(headings, rows, services, quiet=quiet, output=output)
+
+
+@service.command()
+@click.option("--no-trunc", is_flag=True, help="Show whole ids and errors.")
+@filter_option
+@quiet_option
+@output_option
+@click.argument("services", nargs=-1, required=True)
+@pass_client
+def ps(
+    client: Client,
+    no_trunc: bool,
+    wanted: tuple[str, ...],
+    quiet: bool,
+    output: str,
+    services: tuple[str, ...],
+) -> None:
+    """List the tasks of SERVICES."""
+    wishes = options.filters(wanted) or {}
+    wishes["service"] = [client.get(f"/services/{ref}")["ID"] for ref in services]
+    tasks = client.get("/tasks", filters=wishes)
+    show_tasks(client, tasks, quiet=quiet, output=output, whole=no_trunc)
+
+
+@service.command()
+@click.argument("services", nargs=-1, required=True)
+@pass_client
+def inspect(client: Client, services: tuple[str, ...]) -> None:
+    """Show all that is known of SERVICES."""
+    fmt.show_json([client.get(f"/services/{ref}") for ref in services])
+
+
+@service.command()
+@log_options
+@click.argument("ref", metavar="SERVICE|TASK")
+@pass_client
+def logs(client: Client, /, ref: str, **choices: Any) -> None:
+    """Show what the tasks of SERVICE, or TASK, have printed."""
+    show_logs(client, ref, **choices)
+
+
+@service.command("rm")
+@click.argument("services", nargs=-1, required=True)
+@pass_client
+def remove(client: Client, services: tuple[str, ...]) -> None:
+    """Remove SERVICES and stop their tasks."""
+    for ref in services:
+        client.delete(f"/services/{ref}")
+        click.echo(ref)
+
+
+def _with_image(flags: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    """`flags` with image and args, wherever the user put them."""
+    image = flags.pop("image_flag", None) or flags.get("image")
+    arguments = list(flags.pop("command", ()))
+    if "image" in flags and image != flags["image"]:
+        arguments.insert(0, flags["image"])
+    if required and not image:
+        raise click.UsageError("name the image: shoal service create [OPTIONS] IMAGE [COMMAND]...")
+    if text := flags.pop("command_flag", None):
+        arguments = [*_split(text), *arguments]
+    flags["image"] = image
+    if arguments:
+        flags["args"] = arguments
+    return flags
+
+
+def _split(text: str) -> list[str]:
+    return shlex.split(text)
+
+
+def _send(
+    client: Client, found: dict[str, Any], spec: dict[str, Any], rollback: str | None = None
+) -> None:
+    client.post(
+        f"/services/{found['ID']}/update",
+        spec,
+        version=found["Version"]["Index"],
+        rollback=rollback,
+    )
+
+
+def _wait(client: Client, service_id: str, flags: dict[str, Any]) -> None:
+    if not flags.get("detach"):
+        wait_converged(client, service_id, quiet=bool(flags.get("quiet")))
+
+
+def _network_id(client: Client, name: str) -> str:
+    return str(client.get(f"/networks/{name}")["Id"])
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    status = item.get("ServiceStatus") or {}
+    ports = (item.get("Endpoint") or {}).get("Ports") or []
+    return (
+        fmt.short(item["ID"]),
+        item["Spec"]["Name"],
+        "global" if "Global" in item["Spec"]["Mode"] else "replicated",
+        f"{status.get('RunningTasks', 0)}/{status.get('DesiredTasks', 0)}",
+        item["Spec"]["TaskTemplate"].get("ContainerSpec", {}).get("Image", ""),
+        ", ".join(
+            f"*:{port.get('PublishedPort', 0)}->{port.get('TargetPort', 0)}/{port['Protocol']}"
+            for port in ports
+            if port["PublishMode"] == "ingress"
+        ),
+    )

@@ -1,0 +1,116 @@
+"""shoal swarm: form, join and leave a cluster."""
+
+import click
+
+from cli.client import Client
+from cli.context import pass_client
+
+
+@click.group()
+def swarm() -> None:
+    """Form, join and leave a cluster."""
+
+
+@swarm.command()
+@click.option("--advertise-addr", default="", metavar="ADDR[:PORT]", help="Where others reach us.")
+@click.option("--listen-addr", default="", metavar="ADDR[:PORT]", help="Where we listen.")
+@click.option("--availability", type=click.Choice(["active", "pause", "drain"]), default="active")
+@click.option("--default-addr-pool", multiple=True, metavar="CIDR", help="For overlay networks.")
+@click.option("--default-addr-pool-mask-length", type=int, default=24, show_default=True)
+@click.option("--data-path-port", type=int, default=0, help="UDP port of the overlays.")
+@pass_client
+def init(
+    client: Client,
+    advertise_addr: str,
+    listen_addr: str,
+    availability: str,
+    default_addr_pool: tuple[str, ...],
+    default_addr_pool_mask_length: int,
+    data_path_port: int,
+) -> None:
+    """Make this node the first manager of a new cluster."""
+    node_id = client.post(
+        "/swarm/init",
+        {
+            "ListenAddr": listen_addr,
+            "AdvertiseAddr": advertise_addr,
+            "Availability": availability,
+            "DefaultAddrPool": list(default_addr_pool),
+            "SubnetSize": default_addr_pool_mask_length,
+            "DataPathPort": data_path_port,
+        },
+    )
+    click.echo(f"Swarm initialized: current node ({node_id}) is now a manager.\n")
+    click.echo("To add a worker to this swarm, run the following command on it:\n")
+    _show_join_command(client, "Worker")
+    click.echo("To add a manager, run: shoal swarm join-token manager")
+
+
+@swarm.command()
+@click.option("--token", required=True, help="From: shoal swarm join-token worker|manager")
+@click.option("--advertise-addr", default="", metavar="ADDR[:PORT]", help="Where others reach us.")
+@click.option("--listen-addr", default="", metavar="ADDR[:PORT]", help="Where we listen.")
+@click.option("--availability", type=click.Choice(["active", "pause", "drain"]), default="active")
+@click.argument("remote", metavar="HOST:PORT", nargs=-1, required=True)
+@pass_client
+def join(
+    client: Client,
+    token: str,
+    advertise_addr: str,
+    listen_addr: str,
+    availability: str,
+    remote: tuple[str, ...],
+) -> None:
+    """Join the cluster whose manager listens on HOST:PORT."""
+    client.post(
+        "/swarm/join",
+        {
+            "ListenAddr": listen_addr,
+            "AdvertiseAddr": advertise_addr,
+            "Availability": availability,
+            "RemoteAddrs": list(remote),
+            "JoinToken": token,
+        },
+    )
+    manager = client.get("/info")["Swarm"]["ControlAvailable"]
+    click.echo(f"This node joined a swarm as a {'manager' if manager else 'worker'}.")
+
+
+@swarm.command("join-token")
+@click.option("--rotate", is_flag=True, help="Make a new token; the old one is refused at once.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the token only.")
+@click.argument("role", type=click.Choice(["worker", "manager"]))
+@pass_client
+def join_token(client: Client, rotate: bool, quiet: bool, role: str) -> None:
+    """Show how a machine joins as ROLE."""
+    if rotate:
+        found = client.get("/swarm")
+        client.post(
+            "/swarm/update",
+            found["Spec"],
+            version=found["Version"]["Index"],
+            **{f"rotate{role.capitalize()}Token": True},
+        )
+        if not quiet:
+            click.echo(f"Successfully rotated {role} join token.\n")
+    if quiet:
+        click.echo(client.get("/swarm")["JoinTokens"][role.capitalize()])
+        return
+    click.echo(f"To add a {role} to this swarm, run the following command:\n")
+    _show_join_command(client, role.capitalize())
+
+
+@swarm.command()
+@click.option("-f", "--force", is_flag=True, help="Also as a manager, also as the last one.")
+@pass_client
+def leave(client: Client, force: bool) -> None:
+    """Leave the cluster. The tasks of this node are removed from it."""
+    client.post("/swarm/leave", force=force)
+    click.echo("Node left the swarm.")
+
+
+def _show_join_command(client: Client, role: str) -> None:
+    token = client.get("/swarm")["JoinTokens"][role]
+    node = client.get(f"/nodes/{client.get('/info')['Swarm']['NodeID']}")
+    address = node["ManagerStatus"]["Addr"]
+    click.echo(f"    shoal swarm join --token {token} {address}\n")

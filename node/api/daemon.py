@@ -1,0 +1,41 @@
+"""What the HTTP API needs of the daemon that it serves."""
+
+from typing import Protocol
+
+from aiohttp import web
+from manager.manager import Manager
+from worker.engine.engine import Engine
+from worker.images.images import Images
+from worker.network.networks import Networks
+
+from common.clock import Clock
+from common.config import DaemonConfig
+from common.ids import Ids
+from node.swarm import Swarm
+
+
+class Daemon(Protocol):
+    """One machine's daemon. `manager` is there while the node has the manager role."""
+
+    @property
+    def config(self) -> DaemonConfig: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def ids(self) -> Ids: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def images(self) -> Images: ...
+    @property
+    def networks(self) -> Networks: ...
+    @property
+    def manager(self) -> Manager | None: ...
+    @property
+    def swarm(self) -> Swarm: ...
+
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        """Hand `request` to the leading manager and stream its answer back."""
+        ...

@@ -1,0 +1,58 @@
+"""/exec: further processes in a running container."""
+
+import msgspec
+from aiohttp import web
+from worker.engine.exec import ExecConfig
+
+from common.errors import Invalid
+from common.model.base import Model
+from node.api import body
+from node.api.containers import size
+from node.api.daemon import Daemon
+from node.api.hijack import attach_stream
+from node.api.routes import Route, json_response
+
+
+class ExecStart(Model, frozen=True, kw_only=True):
+    """The body of `POST /exec/{id}/start`."""
+
+    detach: bool = False
+    tty: bool = msgspec.field(default=False, name="Tty")
+    console_size: tuple[int, int] | None = None
+
+
+class ExecRoutes:
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/containers/{id}/exec", self.create),
+            Route("POST", "/exec/{id}/start", self.start),
+            Route("POST", "/exec/{id}/resize", self.resize),
+            Route("GET", "/exec/{id}/json", self.inspect),
+        ]
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        config = await body.read(request, ExecConfig)
+        if not config.cmd:
+            raise Invalid("Cmd is missing: No exec command specified")
+        exec_id = await self._daemon.engine.exec_create(request.match_info["id"], config)
+        return json_response({"Id": exec_id}, status=201)
+
+    async def start(self, request: web.Request) -> web.StreamResponse:
+        options = await body.read(request, ExecStart)
+        duplex = await self._daemon.engine.exec_start(
+            request.match_info["id"], tty=options.tty, detach=options.detach
+        )
+        if duplex is None:
+            return web.Response(status=200)
+        return await attach_stream(request, duplex, tty=options.tty)
+
+    async def resize(self, request: web.Request) -> web.StreamResponse:
+        height, width = size(request)
+        await self._daemon.engine.exec_resize(request.match_info["id"], height, width)
+        return web.Response(status=200)
+
+    async def inspect(self, request: web.Request) -> web.StreamResponse:
+        return json_response(self._daemon.engine.exec_inspect(request.match_info["id"]))

@@ -1,0 +1,140 @@
+"""Connections that stop being HTTP: attach and exec.
+
+After the answer's head the connection carries bytes both ways: the client's are the process's
+stdin, ours are its output. The end of the client's bytes is only a half-close: output goes on.
+aiohttp's server has no way out of HTTP but WebSocket, so the transport is given another protocol.
+"""
+
+import asyncio
+from typing import Protocol
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from node.api.streaming import MULTIPLEXED, RAW, frame
+
+STDIN_QUEUE = 64  # pieces the process may lag behind before the client is made to wait
+
+
+class Duplex(Protocol):
+    """A process's stdio, as the engine hands it out."""
+
+    async def read(self) -> tuple[int, bytes] | None:
+        """The next output (1 stdout, 2 stderr, its bytes); None at the end of all output."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Write to stdin; what comes after the process closed it is dropped."""
+        ...
+
+    async def close_stdin(self) -> None:
+        """No more stdin."""
+        ...
+
+    async def close(self) -> None:
+        """Let go. The process goes on."""
+        ...
+
+
+class _Hijacked(web.StreamResponse):
+    """Tells aiohttp that the answer has been given."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+class _Connection(asyncio.Protocol):
+    """The bytes of a connection that was HTTP."""
+
+    def __init__(self, transport: asyncio.Transport, http: asyncio.BaseProtocol) -> None:
+        self._transport = transport
+        self._http = http
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._closed = False
+        self.input: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    def data_received(self, data: bytes) -> None:
+        self.input.put_nowait(data)
+        if self.input.qsize() >= STDIN_QUEUE:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self.input.put_nowait(None)
+        return True  # half-close: keep writing
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        self._writable.set()
+        self.input.put_nowait(None)
+        self._http.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    async def receive(self) -> bytes | None:
+        """The client's next bytes; None when it will send no more."""
+        data = await self.input.get()
+        if self.input.qsize() < STDIN_QUEUE and not self._closed:
+            self._transport.resume_reading()
+        return data
+
+    async def send(self, data: bytes) -> None:
+        """Raises ConnectionResetError when the client has gone."""
+        await self._writable.wait()
+        if self._closed:
+            raise ConnectionResetError("the client has gone")
+        self._transport.write(data)
+
+
+async def attach_stream(request: web.Request, duplex: Duplex, *, tty: bool) -> web.StreamResponse:
+    """Join the client of `request` with a process's stdio until the output ends."""
+    transport = request.transport
+    if transport is None:
+        await duplex.close()
+        raise ConnectionResetError("the client has gone")
+    await request.read()
+    connection = _Connection(transport, transport.get_protocol())
+    transport.set_protocol(connection)
+    transport.write(_head(request, tty))
+    try:
+        async with asyncio.TaskGroup() as group:
+            stdin = group.create_task(_copy_in(connection, duplex), name="stdin")
+            await _copy_out(connection, duplex, tty)
+            stdin.cancel()
+    except* ConnectionResetError:
+        pass  # the client went away; the process goes on
+    finally:
+        await duplex.close()
+        transport.close()
+    return _Hijacked()
+
+
+def _head(request: web.Request, tty: bool) -> bytes:
+    """The answer's head: 101 for a client that asked to upgrade, else 200 (older clients)."""
+    multiplexed = not tty and request.get("api_version", (1, 24)) >= (1, 42)
+    content_type = MULTIPLEXED if multiplexed else RAW
+    if request.headers.get("Upgrade", "").lower() == "tcp":
+        return (
+            f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {content_type}\r\n"
+            "Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+        ).encode()
+    return f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\n\r\n".encode()
+
+
+async def _copy_in(connection: _Connection, duplex: Duplex) -> None:
+    while (data := await connection.receive()) is not None:
+        await duplex.write(data)
+    await duplex.close_stdin()
+
+
+async def _copy_out(connection: _Connection, duplex: Duplex, tty: bool) -> None:
+    while (output := await duplex.read()) is not None:
+        stream, data = output
+        await connection.send(data if tty else frame(stream, data))

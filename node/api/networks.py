@@ -1,0 +1,143 @@
+"""/networks: overlays of the cluster, and the node's own networks."""
+
+import contextlib
+from typing import Any
+
+from aiohttp import web
+
+from common.errors import Forbidden, Invalid, NotFound, NotImplementedHere, Unavailable
+from common.model.base import to_builtins
+from common.model.network import Network, NetworkSpec
+from node.api import body
+from node.api.daemon import Daemon
+from node.api.leader import on_leader
+from node.api.routes import Route, json_response
+from node.api.services import manager
+
+FRESH_READ_S = 2.0  # deadline for catching up with the leader before a read on a follower
+
+
+class NetworkRoutes:
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._create_overlay = on_leader(daemon, self._create)
+        self._remove_overlay = on_leader(daemon, self._remove)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/networks", self.list),
+            Route("POST", "/networks/create", self.create),
+            Route("GET", "/networks/{id}", self.inspect),
+            Route("DELETE", "/networks/{id}", self.remove),
+        ]
+
+    async def list(self, request: web.Request) -> web.StreamResponse:
+        rows = [*self._daemon.networks.list(), *await self._overlays()]
+        wanted = body.filters(request)
+        return json_response([row for row in rows if matches(row, wanted)])
+
+    async def inspect(self, request: web.Request) -> web.StreamResponse:
+        ref = request.match_info["id"]
+        scope = request.query.get("scope", "")
+        rows = [*self._daemon.networks.list(), *await self._overlays()]
+        if scope:
+            rows = [row for row in rows if row["Scope"] == scope]
+        return json_response(find(rows, ref))
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        spec = await body.read(request, NetworkSpec)
+        if spec.driver != "overlay" and spec.scope != "swarm":
+            raise NotImplementedHere(
+                f"network driver {spec.driver or 'bridge'!r} cannot make networks yet; "
+                "use --driver overlay on a manager"
+            )
+        return await self._create_overlay(request)
+
+    async def _create(self, request: web.Request) -> web.StreamResponse:
+        spec = await body.read(request, NetworkSpec)
+        network = await manager(self._daemon).api.networks.create(spec)
+        return json_response({"Id": network.id, "Warning": ""}, status=201)
+
+    async def remove(self, request: web.Request) -> web.StreamResponse:
+        ref = request.match_info["id"]
+        with contextlib.suppress(NotFound):
+            local = find(self._daemon.networks.list(), ref)
+            raise Forbidden(f"{local['Name']} is a pre-defined network and cannot be removed")
+        if self._daemon.manager is None:
+            raise NotFound(f"network {ref} not found")
+        return await self._remove_overlay(request)
+
+    async def _remove(self, request: web.Request) -> web.StreamResponse:
+        await manager(self._daemon).api.networks.remove(request.match_info["id"])
+        return web.Response(status=204)
+
+    async def _overlays(self) -> list[dict[str, Any]]:
+        """The cluster's networks, as of now where a leader can be asked, else as last known."""
+        leader = self._daemon.manager
+        if leader is None:
+            return []
+        with contextlib.suppress(Unavailable, TimeoutError):
+            await leader.catch_up(FRESH_READ_S)
+        return [overlay_json(network) for network in leader.api.networks.list({})]
+
+
+def overlay_json(network: Network) -> dict[str, Any]:
+    """An overlay as Docker shows it."""
+    spec = network.spec
+    options = {"com.docker.network.driver.overlay.vxlanid_list": str(network.vni)}
+    return {
+        "Name": spec.name,
+        "Id": network.id,
+        "Created": to_builtins(network.created_at),
+        "Scope": "swarm",
+        "Driver": "overlay",
+        "EnableIPv4": True,
+        "EnableIPv6": False,
+        "IPAM": to_builtins(network.ipam) | {"Config": to_builtins(network.ipam.config) or []},
+        "Internal": spec.internal,
+        "Attachable": spec.attachable,
+        "Ingress": spec.ingress,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": {},
+        "Options": (spec.options or {}) | (options if network.vni else {}),
+        "Labels": spec.labels,
+    }
+
+
+def find(rows: list[dict[str, Any]], ref: str) -> dict[str, Any]:
+    """The row whose id or name is `ref`, or whose id alone begins with it. Raises NotFound."""
+    for row in rows:
+        if ref in (row["Id"], row["Name"]):
+            return row
+    starting = [row for row in rows if ref and row["Id"].startswith(ref)]
+    if len(starting) == 1:
+        return starting[0]
+    raise NotFound(f"network {ref} not found")
+
+
+def matches(row: dict[str, Any], wanted: body.Filters) -> bool:
+    """Whether a network passes Docker's filters."""
+    labels: dict[str, str] = row.get("Labels") or {}
+    predefined = row["Scope"] == "local" and row["Name"] in ("bridge", "host", "none")
+    checks = {
+        "name": lambda value: value in row["Name"],
+        "id": lambda value: row["Id"].startswith(value),
+        "driver": lambda value: row["Driver"] == value,
+        "scope": lambda value: row["Scope"] == value,
+        "type": lambda value: (value == "builtin") == predefined,
+        "label": lambda value: has_label(labels, value),
+        "dangling": lambda value: value in ("0", "false"),
+    }
+    unknown = set(wanted) - set(checks)
+    if unknown:
+        raise Invalid(f"invalid filter {sorted(unknown)[0]!r}")
+    return all(
+        any(checks[name](value) for value in values) for name, values in wanted.items() if values
+    )
+
+
+def has_label(labels: dict[str, str], wanted: str) -> bool:
+    """Whether `labels` have `wanted`, which is a name or NAME=VALUE."""
+    name, equals, value = wanted.partition("=")
+    return name in labels and (not equals or labels[name] == value)

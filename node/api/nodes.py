@@ -1,0 +1,44 @@
+"""/nodes: the machines of the cluster."""
+
+from aiohttp import web
+
+from common.model.base import to_builtins
+from common.model.node import NodeSpec
+from node.api import body
+from node.api.daemon import Daemon
+from node.api.routes import Route, json_response
+from node.api.services import manager
+
+
+class NodeRoutes:
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/nodes", self.list, on_leader=True),
+            Route("GET", "/nodes/{id}", self.inspect, on_leader=True),
+            Route("DELETE", "/nodes/{id}", self.remove, on_leader=True),
+            Route("POST", "/nodes/{id}/update", self.update, on_leader=True),
+        ]
+
+    async def list(self, request: web.Request) -> web.StreamResponse:
+        nodes = manager(self._daemon).api.nodes.list(body.filters(request))
+        return json_response([to_builtins(node) for node in nodes])
+
+    async def inspect(self, request: web.Request) -> web.StreamResponse:
+        node = manager(self._daemon).api.nodes.get(request.match_info["id"])
+        return json_response(to_builtins(node))
+
+    async def remove(self, request: web.Request) -> web.StreamResponse:
+        await manager(self._daemon).api.nodes.remove(
+            request.match_info["id"], force=body.flag(request, "force")
+        )
+        return web.Response(status=200)
+
+    async def update(self, request: web.Request) -> web.StreamResponse:
+        spec = await body.read(request, NodeSpec)
+        await manager(self._daemon).api.nodes.update(
+            request.match_info["id"], body.version(request), spec
+        )
+        return web.Response(status=200)

@@ -1,0 +1,44 @@
+"""What Docker has and this version of Shoal has not: refused with one sentence, never ignored."""
+
+from aiohttp import web
+
+from common.errors import NotImplementedHere
+from node.api.routes import Handler, Route
+
+_REFUSED = {
+    "/build": "building images",
+    "/build/prune": "building images",
+    "/commit": "committing containers",
+    "/session": "BuildKit sessions",
+    "/plugins{rest:(/.*)?}": "plugins",
+    "/secrets{rest:(/.*)?}": "secrets",
+    "/configs{rest:(/.*)?}": "configs",
+    "/images/search": "searching registries",
+    "/images/{name:.+}/push": "pushing images",
+    "/containers/{id}/archive": "copying files",
+    "/containers/{id}/changes": "listing changed files",
+    "/containers/{id}/export": "exporting containers",
+    "/containers/{id}/update": "updating containers",
+    "/containers/{id}/attach/ws": "attaching by WebSocket",
+    "/networks/{id}/connect": "connecting running containers to networks",
+    "/networks/{id}/disconnect": "disconnecting running containers from networks",
+    "/swarm/unlock": "locked managers",
+    "/swarm/unlockkey": "locked managers",
+    "/system/df": "disk usage",
+    "/images/prune": "pruning",
+    "/containers/prune": "pruning",
+    "/networks/prune": "pruning",
+    "/volumes/prune": "pruning",
+}
+
+
+class RefusedRoutes:
+    def routes(self) -> list[Route]:
+        return [Route("*", path, _refuse(what)) for path, what in _REFUSED.items()]
+
+
+def _refuse(what: str) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        raise NotImplementedHere(f"{what} is not supported by this version of Shoal")
+
+    return handler

@@ -1,0 +1,86 @@
+"""/swarm: forming, joining and leaving a cluster."""
+
+from typing import Any
+
+from aiohttp import web
+
+from common.errors import NotFound, Unavailable
+from common.model.base import to_builtins
+from common.model.cluster import Cluster, ClusterSpec
+from node.api import body
+from node.api.daemon import Daemon
+from node.api.routes import Route, json_response
+from node.api.services import manager
+from node.swarm import InitRequest, JoinRequest
+
+
+class SwarmRoutes:
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/swarm", self.inspect, on_leader=True),
+            Route("POST", "/swarm/init", self.init),
+            Route("POST", "/swarm/join", self.join),
+            Route("POST", "/swarm/leave", self.leave),
+            Route("POST", "/swarm/update", self.update, on_leader=True),
+        ]
+
+    async def init(self, request: web.Request) -> web.StreamResponse:
+        self._refuse_member()
+        node_id = await self._daemon.swarm.init(await body.read(request, InitRequest))
+        return json_response(node_id)
+
+    async def join(self, request: web.Request) -> web.StreamResponse:
+        self._refuse_member()
+        await self._daemon.swarm.join(await body.read(request, JoinRequest))
+        return web.Response(status=200)
+
+    def _refuse_member(self) -> None:
+        if self._daemon.swarm.state != "inactive":
+            raise Unavailable(
+                'This node is already part of a swarm. Use "swarm leave" to leave this swarm '
+                "and join another one."
+            )
+
+    async def leave(self, request: web.Request) -> web.StreamResponse:
+        if self._daemon.swarm.state == "inactive":
+            raise Unavailable("This node is not part of a swarm")
+        await self._daemon.swarm.leave(force=body.flag(request, "force"))
+        return web.Response(status=200)
+
+    async def inspect(self, request: web.Request) -> web.StreamResponse:
+        return json_response(cluster_json(manager(self._daemon).api.cluster.get(), tokens=True))
+
+    async def update(self, request: web.Request) -> web.StreamResponse:
+        if body.flag(request, "rotateManagerUnlockKey"):
+            raise NotFound("managers are not locked, so there is no unlock key to rotate")
+        spec = await body.read(request, ClusterSpec)
+        await manager(self._daemon).api.cluster.update(
+            spec,
+            body.version(request),
+            rotate_worker_token=body.flag(request, "rotateWorkerToken"),
+            rotate_manager_token=body.flag(request, "rotateManagerToken"),
+        )
+        return web.Response(status=200)
+
+
+def cluster_json(cluster: Cluster, *, tokens: bool) -> dict[str, Any]:
+    """The cluster as Docker shows it. The CA's key never leaves the managers."""
+    data: dict[str, Any] = to_builtins(cluster)
+    for private in ("RootCA", "RemovedNodes", "NodePool"):
+        data.pop(private, None)
+    data |= {
+        "TLSInfo": {"TrustRoot": cluster.root_ca.certificate},
+        "RootRotationInProgress": False,
+        "DataPathPort": cluster.data_path_port,
+        "DefaultAddrPool": list(cluster.default_addr_pool),
+        "SubnetSize": cluster.subnet_size,
+    }
+    if tokens:
+        data["JoinTokens"] = {
+            "Worker": cluster.root_ca.join_token_worker,
+            "Manager": cluster.root_ca.join_token_manager,
+        }
+    return data
