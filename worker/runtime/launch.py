@@ -1,0 +1,420 @@
+"""Starts a process in new namespaces, or in those of a running container.
+
+The child runs Python between the fork and the exec, with the keeper's memory: it must end by exec or
+`os._exit`, never by returning. What fails is told over a pipe that the exec closes.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import signal
+import socket
+import stat
+import struct
+import termios
+from typing import Any, NamedTuple, NoReturn
+
+from worker.runtime import mounts, users
+from worker.runtime import syscalls as sc
+from worker.runtime.cgroups import Hierarchy
+from worker.runtime.plan import Plan, Process
+
+_NEVER_RESET = (signal.SIGKILL, signal.SIGSTOP)
+_TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
+_READ_LIMIT = 1 << 20  # of the image's passwd and group files
+
+
+class Stdio(NamedTuple):
+    """What the child gets as its descriptors 0, 1, 2; `console` is sent its terminal's master."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+    console: int = -1
+
+
+class Failure(NamedTuple):
+    """Why a process did not start. `code` is the exit code Docker gives: 126, 127 or 128."""
+
+    code: int
+    message: str
+
+
+class _NotExecutable(Exception):
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Launcher:
+    """Holds what all starts share. One to a keeper; not for several threads."""
+
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        self._hierarchy = hierarchy
+        self._filters: dict[str, bytes] = {}
+        self._own_pidfd = sc.pidfd_open(os.getpid())
+        with open("/proc/sys/kernel/cap_last_cap") as file:
+            self._last_capability = int(file.read())
+        # The keeper raises its own limit; containers get what the daemon had.
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def start(self, plan: Plan, stdio: Stdio, report: int) -> tuple[int, int]:
+        """Start a container whose cgroup exists: (pid, pidfd). `report` closes at the exec."""
+        flags = plan.namespaces
+        into = self._hierarchy.clone_fd(plan.cgroup)
+        if into < 0:
+            flags &= ~sc.CLONE_NEWCGROUP  # entered once the child is where its root shall be
+        filter_ = self._filter(plan.process)
+        try:
+            pid, pidfd = sc.clone3(flags, into)
+            if pid == 0:
+                self._child(report, lambda: self._container(plan, stdio, filter_, into < 0))
+        finally:
+            if into >= 0:
+                os.close(into)
+        return pid, pidfd
+
+    def execute(
+        self, process: Process, container: int, cgroup: str, stdio: Stdio, report: int
+    ) -> tuple[int, int]:
+        """Start a process in the container of pidfd `container`: (pid, pidfd)."""
+        into = self._hierarchy.clone_fd(cgroup)
+        filter_ = self._filter(process)
+        sc.setns(container, sc.CLONE_NEWPID)  # only for children made from now on
+        try:
+            pid, pidfd = sc.clone3(0, into)
+            if pid == 0:
+                self._child(
+                    report,
+                    lambda: self._visitor(process, container, cgroup, stdio, filter_, into < 0),
+                )
+        finally:
+            sc.setns(self._own_pidfd, sc.CLONE_NEWPID)
+            if into >= 0:
+                os.close(into)
+        return pid, pidfd
+
+    def _filter(self, process: Process) -> bytes:
+        if not process.seccomp:
+            return b""
+        if process.seccomp not in self._filters:
+            with open(process.seccomp, "rb") as file:
+                self._filters[process.seccomp] = file.read()
+        return self._filters[process.seccomp]
+
+    def _child(self, report: int, body: "Any") -> NoReturn:
+        try:
+            body()
+        except _NotExecutable as error:
+            _tell(report, error.code, str(error))
+        except OSError as error:
+            _tell(report, 128, error.strerror or str(error))
+        except BaseException as error:  # noqa: BLE001 - nothing may return into the keeper's loop
+            _tell(report, 128, str(error) or type(error).__name__)
+        finally:
+            os._exit(127)
+
+    def _container(self, plan: Plan, stdio: Stdio, filter_: bytes, join: bool) -> None:
+        process = plan.process
+        self._detach(process, stdio)
+        if join:
+            self._hierarchy.join(plan.cgroup)
+            if plan.namespaces & sc.CLONE_NEWCGROUP:
+                sc.unshare(sc.CLONE_NEWCGROUP)
+        if plan.netns:
+            _enter_netns(plan.netns)
+        if plan.hostname:
+            sc.sethostname(plan.hostname)
+        if plan.domainname:
+            sc.setdomainname(plan.domainname)
+        os.umask(0)
+        root = self._mount(plan)
+        if process.tty:
+            _console(process, stdio.console, bind=True)
+        _write_sysctls(plan)
+        mounts.hide(plan.masked, plan.read_only)
+        account = _account(process)
+        directory = _make_cwd(process.cwd)
+        if plan.root_read_only:
+            sc.mount_setattr(root, sc.MOUNT_ATTR_RDONLY)
+        os.umask(0o022)
+        self._finish(process, account, directory, filter_, plan.init)
+
+    def _mount(self, plan: Plan) -> int:
+        sc.make_private("/")
+        sources = mounts.open_sources(plan)
+        tree = mounts.prepare_root(plan)
+        root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mounts.mount_all(plan, root, sources, self._hierarchy.bind_sources(plan.cgroup))
+        mounts.make_devices(plan, root)
+        mounts.enter(root)
+        return tree
+
+    def _visitor(
+        self,
+        process: Process,
+        container: int,
+        cgroup: str,
+        stdio: Stdio,
+        filter_: bytes,
+        join: bool,
+    ) -> None:
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)  # or the container could open this process's descriptors
+        self._detach(process, stdio)
+        if join:
+            self._hierarchy.join(cgroup)
+        sc.setns(
+            container,
+            sc.CLONE_NEWNS | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWNET
+            | sc.CLONE_NEWCGROUP,
+        )  # fmt: skip
+        if process.tty:
+            _console(process, stdio.console, bind=False)
+        self._finish(process, _account(process), process.cwd, filter_, False)
+
+    def _detach(self, process: Process, stdio: Stdio) -> None:
+        """A session of its own, no signal ignored, the descriptors in place, the limits set."""
+        os.setsid()
+        for number in signal.valid_signals():
+            if number not in _NEVER_RESET and signal.getsignal(number) == signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for target, fd in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
+            os.dup2(fd, target)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
+        for number, soft, hard in process.rlimits:
+            resource.setrlimit(number, (soft, hard))
+        if process.oom_score_adj is not None:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write(str(process.oom_score_adj))
+
+    def _finish(
+        self,
+        process: Process,
+        account: users.Account,
+        directory: str,
+        filter_: bytes,
+        init: bool,
+    ) -> None:
+        """Give up what the process is not to have, and execute it."""
+        os.chdir(directory)
+        if not os.getcwd().startswith("/"):  # "(unreachable)": outside the root (CVE-2024-21626)
+            raise OSError(errno.ENOENT, f"the working directory {directory} is outside the root")
+        environment = {**process.env}
+        environment.setdefault("HOME", account.home)
+        if not process.tty:
+            _own_stdio(account)
+        if filter_ and not process.no_new_privileges:
+            sc.load_seccomp(filter_)
+        self._drop(process, account)
+        if process.no_new_privileges:
+            sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+            if filter_:
+                sc.load_seccomp(filter_)
+        path = find_executable(process.args[0], environment.get("PATH", ""))
+        if init:
+            _become_init(process)
+        sc.close_on_exec_from(3)
+        _exec(path, process.args, environment)
+
+    def _drop(self, process: Process, account: users.Account) -> None:
+        caps = process.capabilities
+        for bit in range(self._last_capability + 1):
+            if not caps.bounding >> bit & 1:
+                sc.prctl(sc.PR_CAPBSET_DROP, bit)
+        root = account.uid == 0
+        if not root:
+            sc.prctl(sc.PR_SET_KEEPCAPS, 1)
+        os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, account.uid)
+        permitted, effective = caps.permitted, caps.effective
+        if not root:  # as Docker: what is not ambient, another user does not get
+            permitted = effective = caps.ambient
+        sc.set_capabilities(effective, permitted, caps.inheritable)
+        sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
+        for bit in range(self._last_capability + 1):
+            if caps.ambient >> bit & 1:
+                sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_RAISE, bit)
+
+
+def failure(report: bytes) -> Failure | None:
+    """What a child wrote to its pipe before it died; None: nothing, so it has executed."""
+    if not report:
+        return None
+    code, _, message = report.partition(b"\0")
+    return Failure(int(code), message.decode(errors="replace"))
+
+
+def find_executable(name: str, path: str) -> str:
+    """As a shell would find `name`. Raises _NotExecutable, 127 if missing and 126 if not allowed."""
+    if "/" in name:
+        _check_executable(name, name)
+        return name
+    refused = None
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{name}"
+        try:
+            _check_executable(candidate, name)
+        except _NotExecutable as error:
+            refused = error if error.code == 126 else refused
+        else:
+            return candidate
+    raise refused or _NotExecutable(127, f'exec: "{name}": executable file not found in $PATH')
+
+
+def _check_executable(path: str, name: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except PermissionError:
+        raise _NotExecutable(126, f'exec: "{name}": permission denied') from None
+    except OSError:
+        text = f'exec: "{name}": stat {path}: no such file or directory'
+        raise _NotExecutable(127, text) from None
+    if stat.S_ISDIR(mode):
+        raise _NotExecutable(126, f'exec: "{name}": is a directory')
+    if not mode & 0o111:
+        raise _NotExecutable(126, f'exec: "{name}": permission denied')
+
+
+def _exec(path: str, args: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
+    try:
+        os.execve(path, args, environment)
+    except FileNotFoundError:
+        text = f"exec {path}: no such file or directory (is its interpreter in the image?)"
+        raise _NotExecutable(127, text) from None
+    except OSError as error:
+        code = 126 if error.errno in (errno.EACCES, errno.ENOEXEC, errno.EPERM) else 128
+        text = (error.strerror or "").lower()
+        raise _NotExecutable(code, f"exec {path}: {text}") from None
+
+
+def _tell(report: int, code: int, message: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(report, f"{code}\0{message}".encode(errors="replace")[:4000])
+
+
+def _enter_netns(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sc.setns(fd, sc.CLONE_NEWNET)
+    finally:
+        os.close(fd)
+
+
+def _account(process: Process) -> users.Account:
+    identity = process.identity
+    return users.resolve(
+        identity.user, identity.groups, _read_inside("/etc/passwd"), _read_inside("/etc/group")
+    )
+
+
+def _read_inside(path: str) -> str:
+    """A file of the image; empty if missing. Its links may lead anywhere but out of the root."""
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        flags, resolve = os.O_RDONLY | os.O_NONBLOCK, sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
+        fd = sc.openat2(root, path, flags, resolve)
+    except OSError:
+        return ""
+    finally:
+        os.close(root)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return ""
+        return os.read(fd, _READ_LIMIT).decode(errors="replace")
+    finally:
+        os.close(fd)
+
+
+def _make_cwd(path: str) -> str:
+    if not path.startswith("/"):
+        raise OSError(errno.EINVAL, f"the working directory {path!r} is not an absolute path")
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.close(mounts.open_target(root, path, directory=True))
+    except OSError as error:
+        text = f"cannot make the working directory {path}: {error.strerror}"
+        raise OSError(error.errno, text) from error
+    finally:
+        os.close(root)
+    return path
+
+
+def _write_sysctls(plan: Plan) -> None:
+    for path, value in plan.sysctls:
+        try:
+            with open(f"/proc/sys/{path}", "w") as file:
+                file.write(value)
+        except OSError as error:
+            text = f"sysctl {path.replace('/', '.')}={value}: {error.strerror}"
+            raise OSError(error.errno, text) from error
+
+
+def _console(process: Process, channel: int, bind: bool) -> None:
+    """A terminal of the container's own devpts, made the controlling one; its master goes out."""
+    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
+    if any(process.size):
+        rows, columns = process.size
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    if bind:
+        os.close(os.open("/dev/console", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        tree = mounts.clone("", at=slave)
+        sc.move_mount(tree, sc.AT_FDCWD, "/dev/console")
+        os.close(tree)
+    with socket.socket(fileno=os.dup(channel)) as peer:
+        socket.send_fds(peer, [b"tty"], [master])
+    os.close(master)
+    account = _account(process)
+    os.fchown(slave, account.uid, -1)
+    for target in range(3):
+        os.dup2(slave, target)
+    os.close(slave)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _own_stdio(account: users.Account) -> None:
+    """A process may open /dev/stdout again, so its pipes must be its own."""
+    null = os.stat("/dev/null") if os.path.exists("/dev/null") else None
+    for fd in range(3):
+        info = os.fstat(fd)
+        if null is not None and info.st_rdev == null.st_rdev and stat.S_ISCHR(info.st_mode):
+            continue
+        if info.st_uid != account.uid:
+            with contextlib.suppress(OSError):  # a socket, or a pipe of another namespace
+                os.fchown(fd, account.uid, -1)
+
+
+def _become_init(process: Process) -> None:
+    """Returns in a child that is to execute; this process stays as process 1.
+
+    It hands signals on, reaps whatever loses its parent, and ends as the child ends. It is no
+    dumpable process, so that the container can neither read its memory nor open its binary.
+    """
+    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        if process.tty:
+            with contextlib.suppress(OSError):
+                os.tcsetpgrp(0, os.getpid())
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return
+    os.closerange(0, 1 << 20)
+    waited = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    while True:
+        number = signal.sigwait(waited)
+        if number != signal.SIGCHLD:
+            with contextlib.suppress(OSError):
+                os.kill(child, number)
+            continue
+        with contextlib.suppress(ChildProcessError):
+            while (reaped := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                if reaped[0] == child:
+                    status = os.waitstatus_to_exitcode(reaped[1])
+                    os._exit(status if status >= 0 else 128 - status)

@@ -1,0 +1,285 @@
+"""Carries out the mounts of a plan, in the child, before and after it changes its root.
+
+The image is hostile: every target is resolved with openat2 inside the new root, so that no symbolic
+link of it leads out, and every mount is made detached first and then moved onto a descriptor.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+
+from worker.runtime import syscalls as sc
+from worker.runtime.plan import Device, Mount, Plan
+
+_LONGEST = 255  # fsconfig takes fewer bytes than 256
+
+_NODES = (
+    Device("/dev/null", "c", 1, 3, 0o666, 0, 0),
+    Device("/dev/zero", "c", 1, 5, 0o666, 0, 0),
+    Device("/dev/full", "c", 1, 7, 0o666, 0, 0),
+    Device("/dev/random", "c", 1, 8, 0o666, 0, 0),
+    Device("/dev/urandom", "c", 1, 9, 0o666, 0, 0),
+    Device("/dev/tty", "c", 5, 0, 0o666, 0, 0),
+)
+_LINKS = (
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("pts/ptmx", "/dev/ptmx"),
+)
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+# Where the kernel's own file systems go; a link there would put them somewhere else.
+_NO_LINKS = ("/proc", "/sys", "/dev")
+
+
+def overlay(lower: tuple[str, ...], upper: str = "", work: str = "", attributes: int = 0) -> int:
+    """A detached overlay, its descriptor. Without `upper` it is read-only.
+
+    By the new mount interface: mount(2) cuts its options at one page and would lose layers.
+    """
+    context = sc.fsopen("overlay")
+    held: list[int] = []
+    try:
+        sc.fsconfig(context, "source", "overlay")
+        for layer in lower:
+            sc.fsconfig(context, "lowerdir+", _short(layer, held))
+        if upper:
+            sc.fsconfig(context, "upperdir", _short(upper, held))
+            sc.fsconfig(context, "workdir", _short(work, held))
+        sc.fsconfig_create(context)
+        return sc.fsmount(context, attributes)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}{_complaint(context)}") from error
+    finally:
+        for fd in (context, *held):
+            os.close(fd)
+
+
+def filesystem(kind: str, data: tuple[tuple[str, str | None], ...], attributes: int) -> int:
+    """A new, detached file system of `kind`."""
+    context = sc.fsopen(kind)
+    try:
+        if kind != "sysfs":
+            sc.fsconfig(context, "source", kind)
+        for name, value in data:
+            sc.fsconfig(context, name, value)
+        sc.fsconfig_create(context)
+        return sc.fsmount(context, attributes)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}{_complaint(context)}") from error
+    finally:
+        os.close(context)
+
+
+def clone(path: str, attributes: int = 0, recursive: bool = False, at: int = sc.AT_FDCWD) -> int:
+    """A detached copy of the mount at `path`: a bind mount that is nowhere yet."""
+    flags = sc.OPEN_TREE_CLONE | (sc.AT_RECURSIVE if recursive else 0)
+    fd = sc.open_tree(at, path, flags | (0 if path else sc.AT_EMPTY_PATH))
+    if attributes:
+        try:
+            sc.mount_setattr(fd, attributes, recursive=recursive)
+        except OSError:
+            os.close(fd)
+            raise
+    return fd
+
+
+def prepare_root(plan: Plan) -> int:
+    """Mount the container's root at `plan.root`; its descriptor."""
+    if plan.lower:
+        mount = overlay(plan.lower, plan.upper, plan.work)
+    else:
+        mount = clone(plan.root, recursive=True)
+    sc.move_mount(mount, sc.AT_FDCWD, plan.root)
+    return mount
+
+
+def open_sources(plan: Plan) -> dict[int, int]:
+    """Detached copies of all bind sources, by index in the plan.
+
+    Opened before anything of the image is visible, so no race can exchange one.
+    """
+    sources = {}
+    for index, mount in enumerate(plan.mounts):
+        if mount.kind == "bind":
+            try:
+                fd = clone(mount.source, mount.attributes, mount.recursive)
+            except FileNotFoundError:
+                message = f"bind source path does not exist: {mount.source}"
+                raise FileNotFoundError(errno.ENOENT, message) from None
+            if mount.propagation:
+                sc.mount_propagation(fd, *mount.propagation)
+            sources[index] = fd
+    return sources
+
+
+def mount_all(
+    plan: Plan, root: int, sources: dict[int, int], cgroups: list[tuple[str, str]]
+) -> None:
+    """All mounts of the plan, in order, below the directory `root`."""
+    for index, mount in enumerate(plan.mounts):
+        try:
+            _mount_one(mount, root, sources.get(index, -1), cgroups)
+        except OSError as error:
+            text = f"mounting {mount.kind} at {mount.target}: {error.strerror}"
+            raise OSError(error.errno, text) from error
+
+
+def _mount_one(mount: Mount, root: int, source: int, cgroups: list[tuple[str, str]]) -> None:
+    if mount.kind == "cgroup":
+        _mount_cgroups(mount, root, cgroups)
+        return
+    if source < 0:
+        source = filesystem(mount.kind, mount.data, mount.attributes)
+    target = open_target(root, mount.target, stat.S_ISDIR(os.fstat(source).st_mode))
+    try:
+        sc.move_mount(source, target)
+    finally:
+        os.close(target)
+        os.close(source)
+    if mount.target == "/dev" and mount.kind == "tmpfs":
+        _fill_dev(root)
+
+
+def _mount_cgroups(mount: Mount, root: int, cgroups: list[tuple[str, str]]) -> None:
+    """The container's own cgroup, and nothing above it."""
+    single = len(cgroups) == 1 and not cgroups[0][1]
+    target = open_target(root, mount.target, directory=True)
+    try:
+        if single:
+            fd = clone(cgroups[0][0], mount.attributes)
+        else:
+            fd = filesystem("tmpfs", (("mode", "755"), ("size", "64k")), 0)
+            for _, name in cgroups:
+                os.mkdir(name, 0o555, dir_fd=fd)
+        sc.move_mount(fd, target)
+        if not single:
+            for source, name in cgroups:
+                tree = clone(source, mount.attributes)
+                sc.move_mount(tree, fd, name)
+                os.close(tree)
+            sc.mount_setattr(fd, mount.attributes)
+        os.close(fd)
+    finally:
+        os.close(target)
+
+
+def _fill_dev(root: int) -> None:
+    dev = sc.openat2(root, "/dev", os.O_DIRECTORY, sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_SYMLINKS)
+    try:
+        for node in _NODES:
+            make_node(dev, os.path.basename(node.path), node)
+        for destination, link in _LINKS:
+            os.symlink(destination, os.path.basename(link), dir_fd=dev)
+        for name in ("pts", "shm", "mqueue"):
+            os.mkdir(name, 0o755, dir_fd=dev)
+    finally:
+        os.close(dev)
+
+
+def make_node(directory: int, name: str, node: Device) -> None:
+    """A device file. The caller's umask is 0."""
+    kind = stat.S_IFBLK if node.kind == "b" else stat.S_IFCHR
+    os.mknod(name, node.mode | kind, os.makedev(node.major, node.minor), dir_fd=directory)
+    if node.uid or node.gid:
+        os.chown(name, node.uid, node.gid, dir_fd=directory)
+
+
+def make_devices(plan: Plan, root: int) -> None:
+    """The devices that were asked for besides the usual ones."""
+    for device in plan.devices:
+        parent, name = os.path.split(device.path)
+        folder = open_target(root, parent, directory=True)
+        try:
+            with contextlib.suppress(FileExistsError):
+                # O_PATH descriptors work as dir_fd
+                make_node(folder, name, device)
+        finally:
+            os.close(folder)
+
+
+def open_target(root: int, path: str, directory: bool) -> int:
+    """A descriptor of `path` inside `root`, made if it is missing, links followed inside only."""
+    flags = os.O_PATH | (os.O_DIRECTORY if directory else 0)
+    resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
+    if path in _NO_LINKS:
+        resolve |= sc.RESOLVE_NO_SYMLINKS
+    try:
+        return sc.openat2(root, path, flags, resolve)
+    except FileNotFoundError:
+        _make(root, [part for part in path.split("/") if part], directory)
+        return sc.openat2(root, path, flags, resolve)
+
+
+def _make(root: int, parts: list[str], directory: bool) -> None:
+    """Make what is missing of a path. A link that leads nowhere is an error, not followed."""
+    resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
+    for count in range(1, len(parts) + 1):
+        parent = sc.openat2(root, "/" + "/".join(parts[: count - 1]), os.O_PATH, resolve)
+        try:
+            last = count == len(parts)
+            if last and not directory:
+                fd = os.open(
+                    parts[-1], os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o755, dir_fd=parent
+                )
+                os.close(fd)
+            else:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(parts[count - 1], 0o755, dir_fd=parent)
+        finally:
+            os.close(parent)
+
+
+def enter(root: int) -> None:
+    """Make `root` the root and leave nothing of the old one behind."""
+    old = os.open("/", _DIRECTORY)
+    try:
+        os.fchdir(root)
+        sc.pivot_root(".", ".")
+        os.fchdir(old)
+        sc.unmount(".", sc.MNT_DETACH)
+    finally:
+        os.close(old)
+    os.chdir("/")
+
+
+def hide(masked: tuple[str, ...], read_only: tuple[str, ...]) -> None:
+    """Cover `masked` paths and make `read_only` ones so. Inside the new root; missing are skipped."""
+    for path in read_only:
+        with contextlib.suppress(FileNotFoundError):
+            fd = clone(path, sc.MOUNT_ATTR_RDONLY, recursive=True)
+            sc.move_mount(fd, sc.AT_FDCWD, path)
+            os.close(fd)
+    empty = -1
+    for path in masked:
+        try:
+            is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if is_directory:
+            if empty < 0:
+                empty = filesystem("tmpfs", (("nr_blocks", "1"),), sc.MOUNT_ATTR_RDONLY)
+            cover = clone("", at=empty)
+        else:
+            cover = clone("/dev/null")
+        sc.move_mount(cover, sc.AT_FDCWD, path)
+        os.close(cover)
+    if empty >= 0:
+        os.close(empty)
+
+
+def _short(path: str, held: list[int]) -> str:
+    if len(os.fsencode(path)) <= _LONGEST:
+        return path
+    held.append(os.open(path, _DIRECTORY))
+    return f"/proc/self/fd/{held[-1]}"
+
+
+def _complaint(context: int) -> str:
+    """What the kernel says of a refused option; read(2) on the context gives its log."""
+    with contextlib.suppress(OSError):
+        text = os.read(context, 512).decode(errors="replace").strip()
+        return f" ({text})" if text else ""
+    return ""

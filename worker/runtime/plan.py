@@ -1,0 +1,287 @@
+"""From an OCI runtime configuration to the steps of a start. Pure: reads nothing, changes nothing.
+
+What OCI has no word for stands in annotations:
+
+    org.shoal.overlay.lower   layer folders, topmost first, as a JSON list; then root.path is where
+                              the overlay is mounted (inside the container's mount namespace only)
+    org.shoal.overlay.upper, org.shoal.overlay.work
+    org.shoal.user            "user[:group]", resolved in the image's own passwd and group files
+    org.shoal.groups          more groups, names or numbers, as a JSON list
+    org.shoal.seccomp         a file that holds the filter as the kernel takes it
+    org.shoal.init            "true": a small init is process 1
+    org.shoal.log.max-size, org.shoal.log.max-files, org.shoal.log ("none": keep nothing)
+    org.shoal.stdin           "open", or "once": closed when the first attached client closes
+"""
+
+import json
+import resource
+from typing import Any, NamedTuple
+
+from worker.runtime import capabilities
+from worker.runtime import syscalls as sc
+
+PREFIX = "org.shoal."
+
+_NAMESPACES = {
+    "pid": sc.CLONE_NEWPID,
+    "mount": sc.CLONE_NEWNS,
+    "ipc": sc.CLONE_NEWIPC,
+    "uts": sc.CLONE_NEWUTS,
+    "cgroup": sc.CLONE_NEWCGROUP,
+    "network": sc.CLONE_NEWNET,
+}
+_ATTRIBUTES = {
+    "ro": sc.MOUNT_ATTR_RDONLY,
+    "nosuid": sc.MOUNT_ATTR_NOSUID,
+    "nodev": sc.MOUNT_ATTR_NODEV,
+    "noexec": sc.MOUNT_ATTR_NOEXEC,
+    "noatime": sc.MOUNT_ATTR_NOATIME,
+    "strictatime": sc.MOUNT_ATTR_STRICTATIME,
+}
+_PLAIN = {"rw", "suid", "dev", "exec", "relatime", "defaults"}
+_PROPAGATION = {
+    "private": (sc.MS_PRIVATE, False),
+    "rprivate": (sc.MS_PRIVATE, True),
+    "slave": (sc.MS_SLAVE, False),
+    "rslave": (sc.MS_SLAVE, True),
+    "shared": (sc.MS_SHARED, False),
+    "rshared": (sc.MS_SHARED, True),
+}
+
+
+class PlanError(ValueError):
+    """The configuration asks for something wrong, or for what this runtime does not have."""
+
+
+class Mount(NamedTuple):
+    """One mount below the root. `kind`: "bind", "cgroup", or a file system type."""
+
+    target: str
+    kind: str
+    source: str
+    attributes: int
+    data: tuple[tuple[str, str | None], ...]
+    recursive: bool
+    propagation: tuple[int, bool] | None
+
+
+class Device(NamedTuple):
+    path: str
+    kind: str  # c or b
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class Identity(NamedTuple):
+    """Who the process is to be, in the image's words."""
+
+    user: str
+    groups: tuple[str, ...]
+
+
+class Capabilities(NamedTuple):
+    """Bit sets."""
+
+    bounding: int
+    effective: int
+    permitted: int
+    inheritable: int
+    ambient: int
+
+
+class Process(NamedTuple):
+    """What is executed, and with which rights. The same for a container and an exec in it."""
+
+    args: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    tty: bool
+    size: tuple[int, int]  # rows, columns; 0: unset
+    identity: Identity
+    capabilities: Capabilities
+    no_new_privileges: bool
+    rlimits: tuple[tuple[int, int, int], ...]
+    oom_score_adj: int | None
+    seccomp: str
+
+
+class Plan(NamedTuple):
+    """All that a start needs to know."""
+
+    namespaces: int  # CLONE_NEW flags of the new ones
+    netns: str  # path of the one to join
+    root: str
+    lower: tuple[str, ...]
+    upper: str
+    work: str
+    root_read_only: bool
+    mounts: tuple[Mount, ...]
+    devices: tuple[Device, ...]
+    masked: tuple[str, ...]
+    read_only: tuple[str, ...]
+    sysctls: tuple[tuple[str, str], ...]
+    hostname: str
+    domainname: str
+    process: Process
+    init: bool
+    cgroup: str
+    resources: dict[str, Any]
+    log: tuple[int, int] | None  # bytes of one file, number of files; None: keep nothing
+    stdin: str  # "", "open", "once"
+
+
+def plan(config: dict[str, Any]) -> Plan:
+    """The steps for `config`. Raises PlanError naming the field."""
+    linux, notes = config.get("linux") or {}, config.get("annotations") or {}
+    root = config.get("root") or {}
+    if not root.get("path"):
+        raise PlanError("root.path is missing")
+    namespaces, netns = _namespaces(linux.get("namespaces") or ())
+    lower = tuple(json.loads(notes.get(f"{PREFIX}overlay.lower", "[]")))
+    return Plan(
+        namespaces=namespaces,
+        netns=netns,
+        root=root["path"],
+        lower=lower,
+        upper=notes.get(f"{PREFIX}overlay.upper", ""),
+        work=notes.get(f"{PREFIX}overlay.work", ""),
+        root_read_only=bool(root.get("readonly")),
+        mounts=tuple(mount(entry) for entry in config.get("mounts") or ()),
+        devices=tuple(_device(entry) for entry in linux.get("devices") or ()),
+        masked=tuple(linux.get("maskedPaths") or ()),
+        read_only=tuple(linux.get("readonlyPaths") or ()),
+        sysctls=tuple((_sysctl(k), str(v)) for k, v in (linux.get("sysctl") or {}).items()),
+        hostname=config.get("hostname") or "",
+        domainname=config.get("domainname") or "",
+        process=process(config.get("process") or {}, notes),
+        init=notes.get(f"{PREFIX}init") == "true",
+        cgroup=_relative(linux.get("cgroupsPath") or ""),
+        resources=linux.get("resources") or {},
+        log=_log(notes),
+        stdin=notes.get(f"{PREFIX}stdin", ""),
+    )
+
+
+def process(entry: dict[str, Any], notes: dict[str, str]) -> Process:
+    """The `process` member, whose user may be a name of the image."""
+    args, user = tuple(entry.get("args") or ()), entry.get("user") or {}
+    if not args:
+        raise PlanError("process.args is empty: the image names no command, so give one")
+    groups = tuple(json.loads(notes.get(f"{PREFIX}groups", "[]")))
+    numeric = f"{user.get('uid', 0)}:{user.get('gid', 0)}"
+    caps = entry.get("capabilities") or {}
+    console = entry.get("consoleSize") or {}
+    return Process(
+        args=args,
+        env=environment(entry.get("env") or ()),
+        cwd=entry.get("cwd") or "/",
+        tty=bool(entry.get("terminal")),
+        size=(int(console.get("height", 0)), int(console.get("width", 0))),
+        identity=Identity(
+            notes.get(f"{PREFIX}user", numeric),
+            groups + tuple(str(g) for g in user.get("additionalGids") or ()),
+        ),
+        capabilities=Capabilities(*(_mask(caps.get(name)) for name in Capabilities._fields)),
+        no_new_privileges=bool(entry.get("noNewPrivileges")),
+        rlimits=tuple(_rlimit(limit) for limit in entry.get("rlimits") or ()),
+        oom_score_adj=entry.get("oomScoreAdj"),
+        seccomp=notes.get(f"{PREFIX}seccomp", ""),
+    )
+
+
+def environment(lines: "tuple[str, ...] | list[str]") -> dict[str, str]:
+    """`NAME=value` lines; a later one wins. A name alone is not set."""
+    pairs = (line.partition("=") for line in lines)
+    return {name: value for name, equals, value in pairs if equals and name}
+
+
+def mount(entry: dict[str, Any]) -> Mount:
+    """One member of `mounts`. Options that are no flags go to the file system."""
+    target, kind = entry.get("destination") or "", entry.get("type") or ""
+    if not target.startswith("/"):
+        raise PlanError(f"mounts: destination {target!r} is not an absolute path")
+    attributes, data, recursive, propagation = 0, [], False, None
+    for option in entry.get("options") or ():
+        if option in _ATTRIBUTES:
+            attributes |= _ATTRIBUTES[option]
+        elif option in ("bind", "rbind"):
+            kind, recursive = "bind", option == "rbind"
+        elif option in _PROPAGATION:
+            propagation = _PROPAGATION[option]
+        elif option not in _PLAIN:
+            name, equals, value = option.partition("=")
+            data.append((name, value if equals else None))
+    if kind == "bind" and data:
+        raise PlanError(f"mounts: {target}: a bind mount has no option {data[0][0]!r}")
+    source = entry.get("source") or ""
+    return Mount(target, kind, source, attributes, tuple(data), recursive, propagation)
+
+
+def _namespaces(entries: "list[dict[str, str]] | tuple[()]") -> tuple[int, str]:
+    flags, netns = 0, ""
+    for entry in entries:
+        kind, path = entry.get("type", ""), entry.get("path", "")
+        if kind not in _NAMESPACES:
+            raise PlanError(f"linux.namespaces: {kind!r} is not supported by the built-in runtime")
+        if path and kind != "network":
+            raise PlanError(f"linux.namespaces: joining a {kind} namespace is not supported")
+        if path:
+            netns = path
+        else:
+            flags |= _NAMESPACES[kind]
+    if not flags & sc.CLONE_NEWNS:
+        raise PlanError("linux.namespaces: a mount namespace is needed")
+    return flags, netns
+
+
+def _device(entry: dict[str, Any]) -> Device:
+    return Device(
+        entry["path"],
+        entry.get("type", "c"),
+        int(entry.get("major", 0)),
+        int(entry.get("minor", 0)),
+        int(entry.get("fileMode", 0o666)),
+        int(entry.get("uid", 0)),
+        int(entry.get("gid", 0)),
+    )
+
+
+def _sysctl(name: str) -> str:
+    """net.ipv4.ip_forward -> net/ipv4/ip_forward; a name with slashes is a path already."""
+    path = name if "/" in name else name.replace(".", "/")
+    if ".." in path.split("/") or path.startswith("/"):
+        raise PlanError(f"linux.sysctl: {name!r} is not a sysctl")
+    return path
+
+
+def _rlimit(entry: dict[str, Any]) -> tuple[int, int, int]:
+    number = getattr(resource, entry["type"], None)
+    if not isinstance(number, int):
+        raise PlanError(f"process.rlimits: unknown limit {entry['type']!r}")
+    soft, hard = (_infinite(entry[key]) for key in ("soft", "hard"))
+    return number, soft, hard
+
+
+def _infinite(value: int) -> int:
+    return resource.RLIM_INFINITY if value < 0 or value >= 1 << 63 else value
+
+
+def _relative(path: str) -> str:
+    parts = [part for part in path.split("/") if part]
+    if not parts or ".." in parts:
+        raise PlanError(f"linux.cgroupsPath: {path!r} must name a cgroup below the mount point")
+    return "/".join(parts)
+
+
+def _mask(names: "list[str] | None") -> int:
+    return capabilities.mask(names or [])
+
+
+def _log(notes: dict[str, str]) -> tuple[int, int] | None:
+    if notes.get(f"{PREFIX}log") == "none":
+        return None
+    size = int(notes.get(f"{PREFIX}log.max-size", "0"))
+    return size, int(notes.get(f"{PREFIX}log.max-files", "1"))

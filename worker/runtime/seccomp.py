@@ -1,0 +1,224 @@
+"""The default seccomp filter: what Docker's default profile refuses, as a BPF program.
+
+The profile is kept as the calls that are refused, by number, for each architecture; all other
+numbers up to the newest call known here are allowed, and what is newer does not exist (ENOSYS), so
+that libraries fall back. The program searches ranges of numbers in binary, which makes it short
+(the kernel copies it at each start) and quick (it runs at each call).
+"""
+
+import errno
+import hashlib
+import os
+import platform
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+_ALLOW = 0x7FFF0000
+_ERRNO = 0x00050000
+_KILL = 0x80000000
+_DENY = _ERRNO | errno.EPERM
+_UNKNOWN = _ERRNO | errno.ENOSYS
+
+# Actions that look at an argument; beyond any real action.
+_CLONE, _PERSONALITY, _SOCKET = -1, -2, -3
+
+_LD, _JEQ, _JGE, _JSET, _JA, _RET = 0x20, 0x15, 0x35, 0x45, 0x05, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NAMESPACES = 0x7E020000  # every CLONE_NEW flag that clone(2) takes
+_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+_AF_VSOCK = 40
+
+# Refused unless the container has the capability. "" is never granted.
+_GROUPS: dict[str, str] = {
+    "": "add_key create_module get_kernel_syms io_uring_enter io_uring_register io_uring_setup "
+    "kexec_file_load kexec_load keyctl migrate_pages move_pages nfsservctl query_module "
+    "request_key swapoff swapon _sysctl sysfs uselib userfaultfd ustat vm86 vm86old afs_syscall "
+    "getpmsg putpmsg tuxcall vserver security epoll_ctl_old epoll_wait_old bdflush ulimit",
+    "CAP_SYS_ADMIN": "fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie mount "
+    "mount_setattr move_mount open_tree pivot_root quotactl quotactl_fd setdomainname sethostname "
+    "setns umount umount2 unshare",
+    "CAP_SYS_PTRACE": "kcmp pidfd_getfd process_madvise",
+    "CAP_SYS_TIME": "clock_settime clock_settime64 settimeofday stime",
+    "CAP_SYS_MODULE": "delete_module finit_module init_module",
+    "CAP_DAC_READ_SEARCH": "open_by_handle_at",
+    "CAP_SYS_BOOT": "reboot",
+    "CAP_SYS_PACCT": "acct",
+    "CAP_SYS_RAWIO": "ioperm iopl",
+    "CAP_SYS_NICE": "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    "CAP_SYSLOG": "syslog",
+    "CAP_SYS_TTY_CONFIG": "vhangup",
+    "CAP_BPF": "bpf",
+    "CAP_PERFMON": "perf_event_open",
+}
+# What CAP_SYS_ADMIN opens besides its own group.
+_ADMIN_TOO = ("CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG")
+
+
+class Architecture(NamedTuple):
+    """One calling convention: its audit number, the newest call known, and numbers by name."""
+
+    audit: int
+    newest: int
+    numbers: dict[str, int]
+
+
+def _numbers(text: str) -> dict[str, int]:
+    words = text.split()
+    return {name: int(number) for name, number in zip(words[::2], words[1::2], strict=True)}
+
+
+_NEW = (  # the same number everywhere
+    "io_uring_setup 425 io_uring_enter 426 io_uring_register 427 open_tree 428 move_mount 429 "
+    "fsopen 430 fsconfig 431 fsmount 432 fspick 433 clone3 435 pidfd_getfd 438 "
+    "process_madvise 440 mount_setattr 442 quotactl_fd 443 set_mempolicy_home_node 450 "
+)
+_X86_64 = Architecture(
+    0xC000003E,
+    462,
+    _numbers(
+        _NEW + "socket 41 clone 56 syslog 103 uselib 134 personality 135 ustat 136 sysfs 139 "
+        "vhangup 153 pivot_root 155 _sysctl 156 acct 163 settimeofday 164 mount 165 umount2 166 "
+        "swapon 167 swapoff 168 reboot 169 sethostname 170 setdomainname 171 iopl 172 ioperm 173 "
+        "create_module 174 init_module 175 delete_module 176 get_kernel_syms 177 "
+        "query_module 178 quotactl 179 nfsservctl 180 getpmsg 181 putpmsg 182 afs_syscall 183 "
+        "tuxcall 184 security 185 lookup_dcookie 212 epoll_ctl_old 214 epoll_wait_old 215 "
+        "clock_settime 227 vserver 236 mbind 237 set_mempolicy 238 get_mempolicy 239 "
+        "kexec_load 246 add_key 248 request_key 249 keyctl 250 migrate_pages 256 unshare 272 "
+        "move_pages 279 perf_event_open 298 fanotify_init 300 open_by_handle_at 304 setns 308 "
+        "kcmp 312 finit_module 313 kexec_file_load 320 bpf 321 userfaultfd 323"
+    ),
+)
+_I386 = Architecture(
+    0x40000003,
+    462,
+    _numbers(
+        _NEW + "mount 21 umount 22 stime 25 acct 51 umount2 52 ulimit 58 ustat 62 sethostname 74 "
+        "settimeofday 79 uselib 86 swapon 87 reboot 88 ioperm 101 syslog 103 iopl 110 "
+        "vhangup 111 vm86old 113 swapoff 115 clone 120 setdomainname 121 create_module 127 "
+        "init_module 128 delete_module 129 get_kernel_syms 130 quotactl 131 bdflush 134 sysfs 135 "
+        "personality 136 afs_syscall 137 _sysctl 149 vm86 166 query_module 167 nfsservctl 169 "
+        "getpmsg 188 putpmsg 189 pivot_root 217 lookup_dcookie 253 clock_settime 264 vserver 273 "
+        "mbind 274 get_mempolicy 275 set_mempolicy 276 kexec_load 283 add_key 286 "
+        "request_key 287 keyctl 288 migrate_pages 294 unshare 310 move_pages 317 "
+        "perf_event_open 336 fanotify_init 338 open_by_handle_at 342 setns 346 kcmp 349 "
+        "finit_module 350 bpf 357 socket 359 userfaultfd 374 clock_settime64 404"
+    ),
+)
+_AARCH64 = Architecture(
+    0xC00000B7,
+    462,
+    _numbers(
+        _NEW + "lookup_dcookie 18 umount2 39 mount 40 pivot_root 41 nfsservctl 42 vhangup 58 "
+        "quotactl 60 acct 89 personality 92 unshare 97 kexec_load 104 init_module 105 "
+        "delete_module 106 clock_settime 112 syslog 116 reboot 142 sethostname 161 "
+        "setdomainname 162 settimeofday 170 socket 198 add_key 217 request_key 218 keyctl 219 "
+        "clone 220 swapon 224 swapoff 225 mbind 235 get_mempolicy 236 set_mempolicy 237 "
+        "migrate_pages 238 move_pages 239 perf_event_open 241 fanotify_init 262 "
+        "open_by_handle_at 265 setns 268 kcmp 272 finit_module 273 bpf 280 userfaultfd 282 "
+        "kexec_file_load 294"
+    ),
+)
+_MACHINES = {"x86_64": (_X86_64, _I386), "aarch64": (_AARCH64,)}
+
+Instruction = tuple[int, int, int, int]
+
+
+def default_filter(capabilities: frozenset[str], machine: str = "") -> bytes:
+    """The filter for a container that has `capabilities`, as the kernel takes it.
+
+    Raises ValueError on a machine whose call numbers are not known here.
+    """
+    machine = machine or platform.machine()
+    if machine not in _MACHINES:
+        raise ValueError(f"no seccomp profile for {machine}; use --security-opt seccomp=unconfined")
+    program: list[Instruction] = []
+    for architecture in _MACHINES[machine]:
+        body = _body(actions(architecture, capabilities))
+        program += [
+            (_LD, 0, 0, _ARCHITECTURE),
+            (_JEQ, 1, 0, architecture.audit),
+            (_JA, 0, 0, len(body)),
+            *body,
+        ]
+    program.append((_RET, 0, 0, _KILL))
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+
+def actions(architecture: Architecture, capabilities: frozenset[str]) -> list[tuple[int, int]]:
+    """(first number, action) of each range of equal action, ascending from 0."""
+    special = {
+        number: _DENY for name, number in _denied(architecture, capabilities).items() if name
+    }
+    numbers = architecture.numbers
+    special[numbers["personality"]] = _PERSONALITY
+    special[numbers["socket"]] = _SOCKET
+    if "CAP_SYS_ADMIN" not in capabilities:
+        special[numbers["clone"]] = _CLONE
+        special[numbers["clone3"]] = _UNKNOWN  # its flags are out of a filter's sight
+    ranges: list[tuple[int, int]] = []
+    for number in range(architecture.newest + 1):
+        action = special.get(number, _ALLOW)
+        if not ranges or ranges[-1][1] != action:
+            ranges.append((number, action))
+    return [*ranges, (architecture.newest + 1, _UNKNOWN)]
+
+
+def _denied(architecture: Architecture, capabilities: frozenset[str]) -> dict[str, int]:
+    held = set(capabilities)
+    if "CAP_SYS_ADMIN" in held:
+        held |= set(_ADMIN_TOO)
+    names = [n for cap, text in _GROUPS.items() if cap not in held for n in text.split()]
+    return {name: architecture.numbers[name] for name in names if name in architecture.numbers}
+
+
+def _body(ranges: list[tuple[int, int]]) -> list[Instruction]:
+    return [(_LD, 0, 0, _NUMBER), *_search(ranges)]
+
+
+def _search(ranges: list[tuple[int, int]]) -> list[Instruction]:
+    if len(ranges) == 1:
+        return _leaf(ranges[0][1])
+    middle = len(ranges) // 2
+    left, right = _search(ranges[:middle]), _search(ranges[middle:])
+    if len(left) > 255:
+        raise AssertionError("a conditional jump reaches 255 instructions")
+    return [(_JGE, len(left), 0, ranges[middle][0]), *left, *right]
+
+
+def _leaf(action: int) -> list[Instruction]:
+    allow, deny = (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _DENY)
+    load = (_LD, 0, 0, _FIRST_ARGUMENT)
+    if action == _CLONE:
+        return [load, (_JSET, 0, 1, _NAMESPACES), deny, allow]
+    if action == _SOCKET:
+        return [load, (_JEQ, 0, 1, _AF_VSOCK), deny, allow]
+    if action == _PERSONALITY:
+        last = len(_PERSONALITIES)
+        tests = [(_JEQ, last - i, 0, value) for i, value in enumerate(_PERSONALITIES)]
+        return [load, *tests, deny, allow]
+    return [(_RET, 0, 0, action)]
+
+
+class FilterCache:
+    """Filters as files, made once for each set of capabilities; the keeper reads them by path."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made: dict[frozenset[str], Path] = {}
+
+    def path(self, capabilities: frozenset[str]) -> Path:
+        """The file that holds the filter for `capabilities`."""
+        known = self._made.get(capabilities)
+        if known is not None:
+            return known
+        program = default_filter(capabilities)
+        name = hashlib.sha256(program).hexdigest()[:16]
+        path = self._directory / f"{name}.bpf"
+        if not path.exists() or path.read_bytes() != program:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(program)
+            temporary.rename(path)
+        self._made[capabilities] = path
+        return path
