@@ -4,8 +4,9 @@
 
 One process, one thread, only the standard library. It starts containers, holds their stdio, writes
 their logs, reaps them and tells the daemon over RUN_DIR/keeper.sock; the daemon may come and go.
-Each container has a folder below CONTAINERS_DIR with its config.json; the keeper adds its record and
-its log. It ends when the daemon has taken its leave, or has been away for a while, and nothing runs.
+Each container has a folder below CONTAINERS_DIR with its config.json; the keeper adds its record
+and its log. It ends when the daemon has taken its leave, or has been away for a while, and nothing
+runs.
 
 Requests are objects with `op` and `n`; replies carry `n` and either `ok` or `error`. Events carry
 `event`. What an op takes and gives stands at its method.
@@ -357,7 +358,7 @@ class Keeper:
         return {}
 
     def op_attach(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """`container`, `stdin`, `streams`; one descriptor, a SOCK_SEQPACKET. Also before a start."""
+        """`container`, `stdin`, `streams`; one descriptor, SOCK_SEQPACKET. Also before a start."""
         identity = request["container"]
         container = self._containers.get(identity)
         connection = socket.socket(fileno=os.dup(fds[0]))

@@ -1,7 +1,7 @@
 """Starts a process in new namespaces, or in those of a running container.
 
-The child runs Python between the fork and the exec, with the keeper's memory: it must end by exec or
-`os._exit`, never by returning. What fails is told over a pipe that the exec closes.
+The child runs Python between the fork and the exec, with the keeper's memory: it must end by exec
+or `os._exit`, never by returning. What fails is told over a pipe that the exec closes.
 """
 
 import contextlib
@@ -184,8 +184,8 @@ class Launcher:
         for target, fd in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
             os.dup2(fd, target)
         resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
-        for number, soft, hard in process.rlimits:
-            resource.setrlimit(number, (soft, hard))
+        for limit, soft, hard in process.rlimits:
+            resource.setrlimit(limit, (soft, hard))
         if process.oom_score_adj is not None:
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write(str(process.oom_score_adj))
@@ -249,7 +249,7 @@ def failure(report: bytes) -> Failure | None:
 
 
 def find_executable(name: str, path: str) -> str:
-    """As a shell would find `name`. Raises _NotExecutable, 127 if missing and 126 if not allowed."""
+    """As a shell would find `name`. Raises _NotExecutable: 127 missing, 126 not allowed."""
     if "/" in name:
         _check_executable(name, name)
         return name

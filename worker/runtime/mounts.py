@@ -246,7 +246,7 @@ def enter(root: int) -> None:
 
 
 def hide(masked: tuple[str, ...], read_only: tuple[str, ...]) -> None:
-    """Cover `masked` paths and make `read_only` ones so. Inside the new root; missing are skipped."""
+    """Cover `masked` paths, make `read_only` ones so. In the new root; missing ones are skipped."""
     for path in read_only:
         with contextlib.suppress(FileNotFoundError):
             fd = clone(path, sc.MOUNT_ATTR_RDONLY, recursive=True)

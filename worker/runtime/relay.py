@@ -86,7 +86,13 @@ class Relay:
         for stream, fd in outputs.items():
             os.set_blocking(fd, False)
             self._outputs[fd] = stream
-            self._reactor.watch(fd, 0 if self._held else READ, lambda _, fd=fd: self._read(fd))
+            self._reactor.watch(fd, 0 if self._held else READ, self._reader(fd))
+
+    def _reader(self, fd: int) -> Callable[[int], None]:
+        def read(_: int) -> None:
+            self._read(fd)
+
+        return read
 
     def connect_input(self, fd: int, close_at_end: bool) -> None:
         """The writing end of the container's stdin."""
