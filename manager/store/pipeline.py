@@ -1,0 +1,183 @@
+"""How the leader's transactions get into the log: many at once, in order, without waiting.
+
+Transactions that are ready together share an entry (group commit). A few entries may be on
+their way at the same time; meanwhile what is ready gathers in the open batch. The overlay is the
+committed state with everything that is on its way applied to it; whenever an entry commits, it
+is built anew, so that objects get the versions the log gave them.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from common.errors import Invalid, NotLeader, ProposalUncertain, ShoalError, Unavailable
+from manager.store.change import Change, apply_change, encode_change, encode_entry
+from manager.store.tables import Tables
+
+ENTRY_BYTES_MAX = 1_500_000  # beyond this a batch takes no more transactions
+TRANSACTION_BYTES_MAX = 16_000_000
+IN_FLIGHT_MAX = 4
+WAITING_BYTES_MAX = 64_000_000
+
+
+class Proposer(Protocol):
+    """What brings entries into the log, for one term."""
+
+    async def propose(self, data: bytes) -> int:
+        """The index of the entry, once it is committed and applied here.
+
+        Calls get their places in the log in the order in which they are made. Once a call was
+        refused, later ones are refused too. Raises NotLeader or ProposalUncertain.
+        """
+        ...
+
+
+class _Batch:
+    """Transactions that share an entry."""
+
+    def __init__(self, done: asyncio.Future[None]) -> None:
+        self.changes: list[msgspec.Raw] = []
+        self.transactions: list[tuple[int, list[Change]]] = []  # provisional version, changes
+        self.size = 0
+        self.done = done
+
+
+class Pipeline:
+    """The writes of one term. Once stopped, for whatever reason, it never writes again."""
+
+    def __init__(
+        self,
+        proposer: Proposer,
+        committed: Callable[[], Tables],
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        """`tasks` holds the proposals under way; their owner may cancel them and wait."""
+        self._proposer = proposer
+        self._committed = committed
+        self._overlay = committed()
+        self._waiting: deque[_Batch] = deque()  # not yet proposed; the last one is open
+        self._waiting_bytes = 0
+        self._flying: deque[_Batch] = deque()  # proposed, oldest first
+        self._tasks = tasks
+        self._flush_soon = False
+        self.stopped = False
+
+    @staticmethod
+    def not_leader() -> NotLeader:
+        return NotLeader("this manager does not lead the cluster, so it cannot write")
+
+    def newest(self) -> Tables:
+        """The state that the next transaction should see."""
+        return self._overlay if self._flying or self._waiting else self._committed()
+
+    async def commit(self, changes: list[Change], tables: Tables, provisional: int) -> None:
+        """Bring `changes` into the log; `tables` is the newest state with them made.
+
+        A transaction without changes waits for those whose effects it may have seen.
+        """
+        batch = self._add(changes, tables, provisional) if changes else self._last()
+        if batch is not None:
+            await asyncio.shield(batch.done)
+
+    def stop(self) -> None:
+        """Refuse what was not yet proposed."""
+        self._stop(self.not_leader())
+
+    def _last(self) -> _Batch | None:
+        if self._waiting:
+            return self._waiting[-1]
+        return self._flying[-1] if self._flying else None
+
+    def _add(self, changes: list[Change], tables: Tables, provisional: int) -> _Batch:
+        encoded = [encode_change(change) for change in changes]
+        size = sum(len(memoryview(raw)) for raw in encoded)
+        if size > TRANSACTION_BYTES_MAX:
+            raise Invalid(f"this change takes {size} bytes, the most is {TRANSACTION_BYTES_MAX}")
+        if self._waiting_bytes > WAITING_BYTES_MAX:
+            raise Unavailable("too many writes wait for the log of the cluster; try again")
+        batch = self._open_batch(size)
+        batch.changes += encoded
+        batch.transactions.append((provisional, changes))
+        batch.size += size
+        self._waiting_bytes += size
+        self._overlay = tables
+        self._schedule()
+        return batch
+
+    def _open_batch(self, size: int) -> _Batch:
+        if not self._waiting or self._waiting[-1].size + size > ENTRY_BYTES_MAX:
+            done = asyncio.get_running_loop().create_future()
+            done.add_done_callback(_retrieve)
+            self._waiting.append(_Batch(done))
+        return self._waiting[-1]
+
+    def _schedule(self) -> None:
+        """Flush when everything that is ready in this turn of the loop has joined."""
+        if not self._flush_soon:
+            self._flush_soon = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_soon = False
+        while self._waiting and len(self._flying) < IN_FLIGHT_MAX and not self.stopped:
+            batch = self._waiting.popleft()
+            self._waiting_bytes -= batch.size
+            self._flying.append(batch)
+            # Tasks start in the order in which they are made, which keeps that of the entries.
+            task = asyncio.get_running_loop().create_task(self._propose(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _propose(self, batch: _Batch) -> None:
+        try:
+            await self._proposer.propose(encode_entry(batch.changes))
+        except asyncio.CancelledError:
+            self._fail(batch, ProposalUncertain("this manager stops; the write may have happened"))
+            raise
+        except Exception as error:  # noqa: BLE001 - handed to those who wait for the batch
+            self._fail(batch, error)
+        else:
+            self._succeed(batch)
+
+    def _succeed(self, batch: _Batch) -> None:
+        self._flying.remove(batch)
+        if not batch.done.done():
+            batch.done.set_result(None)
+        self._overlay = self._rebased()
+        self._flush()
+
+    def _rebased(self) -> Tables:
+        """The committed state with all that is on its way, which the log will only repeat."""
+        tables = self._committed()
+        if self._flying or self._waiting:
+            tables = tables.fork()
+        for batch in (*self._flying, *self._waiting):
+            for provisional, changes in batch.transactions:
+                for change in changes:
+                    apply_change(tables, change, provisional)
+        return tables
+
+    def _fail(self, batch: _Batch, error: Exception) -> None:
+        self._flying.remove(batch)
+        if not batch.done.done():
+            batch.done.set_exception(error)
+        # What waits was built upon a write that failed. What was proposed after it is the
+        # proposer's to answer: it may be in the log by now.
+        self._stop(self.not_leader())
+
+    def _stop(self, error: ShoalError) -> None:
+        self.stopped = True
+        for batch in self._waiting:
+            if not batch.done.done():
+                batch.done.set_exception(error)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+
+def _retrieve(done: asyncio.Future[None]) -> None:
+    """Look at the outcome, so that nobody calls it overlooked when all waiters are gone."""
+    if not done.cancelled():
+        done.exception()

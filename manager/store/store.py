@@ -1,0 +1,198 @@
+"""All objects of the cluster, in memory, on every manager; the truth is the Raft log.
+
+Committed entries arrive through `apply`, on every manager alike. Only the leader writes: a
+transaction runs at once on the newest state *including* what is still on its way to the log (the
+overlay), so that transactions pipeline instead of queuing behind round trips to the followers.
+If one proposal fails, everything built upon it fails too, and the overlay is dropped.
+
+    update(fn) ──► overlay ──► open batch ──► entry ──► proposer ──► log ──► apply ──► events
+                               (shared by all that is ready)
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from common.clock import Clock
+from common.model.base import Object
+from manager.store.change import (
+    PROVISIONAL,
+    BadEntry,
+    Event,
+    apply_change,
+    decode_entry,
+)
+from manager.store.pipeline import Pipeline, Proposer
+from manager.store.tables import BY_NAME, KINDS, Tables
+from manager.store.view import Tx, View
+from manager.store.watch import COMMITS_MAX, EVENTS_MAX, Resync, Ring, Watcher
+
+__all__ = ["Event", "Proposer", "Resync", "Store", "Tx", "View", "Watcher"]
+
+T = TypeVar("T")
+
+SNAPSHOT_FORMAT = 1
+_deterministic = msgspec.msgpack.Encoder(order="deterministic")
+_snapshot_decoder = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, msgspec.Raw]]])
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    kind.name: msgspec.msgpack.Decoder(kind.type) for kind in KINDS
+}
+
+
+class Store:
+    """The objects, as a state machine of the log and as a place to read, write and watch."""
+
+    def __init__(
+        self, clock: Clock, *, commits_max: int = COMMITS_MAX, events_max: int = EVENTS_MAX
+    ) -> None:
+        self._clock = clock
+        self._tables = Tables()
+        self._version = 0
+        self._ring = Ring(commits_max, events_max)
+        self._pipeline: Pipeline | None = None
+        self._proposals: set[asyncio.Task[None]] = set()
+        self._provisional = PROVISIONAL
+
+    # Reading
+
+    @property
+    def version(self) -> int:
+        """The Raft index of the last entry applied."""
+        return self._version
+
+    def view(self) -> View:
+        """The committed state of this moment."""
+        return View(self._tables, self._version)
+
+    def watch(self, since: int | None = None) -> Watcher:
+        """What is committed from now on, or after version `since` (RAF 199).
+
+        If that is no longer known, the first `next` raises Resync.
+        """
+        return self._ring.watch(since)
+
+    def view_and_watch(self) -> tuple[View, Watcher]:
+        """A state and all that follows it, without a gap. Close the watcher (it is a context)."""
+        return self.view(), self.watch()
+
+    def digest(self) -> str:
+        """The same on two managers if, and only if, they hold the same objects."""
+        hashed = hashlib.sha256()
+        for name, object in self._objects():
+            hashed.update(_deterministic.encode((name, object)))
+        return hashed.hexdigest()
+
+    # Writing
+
+    def lead(self, proposer: Proposer) -> None:
+        """Accept writes and hand them to `proposer`, which must fence them by its term."""
+        self.follow()
+        self._pipeline = Pipeline(proposer, lambda: self._tables, self._proposals)
+
+    def follow(self) -> None:
+        """Refuse writes from now on. Those on their way get the answer of their proposer."""
+        if self._pipeline is not None:
+            self._pipeline.stop()
+        self._pipeline = None
+
+    async def close(self) -> None:
+        """Stop writing; what is under way ends with ProposalUncertain."""
+        self.follow()
+        for task in self._proposals:
+            task.cancel()
+        await asyncio.gather(*self._proposals, return_exceptions=True)
+
+    async def update(self, fn: Callable[[Tx], T]) -> T:
+        """Run `fn` on the newest state, commit what it puts and deletes, return its result.
+
+        `fn` is called once, at once, and must not wait. If it raises, or changes nothing,
+        nothing is written. Returns when the changes, and those it built upon, are committed and
+        applied here. Raises NotLeader (nothing was written) or ProposalUncertain.
+        """
+        if self._pipeline is None or self._pipeline.stopped:
+            raise Pipeline.not_leader()
+        pipeline = self._pipeline
+        self._provisional += 1
+        provisional = self._provisional
+        tables = pipeline.newest().fork()
+        tx = Tx(tables, self._version, self._clock.now(), provisional)
+        result = fn(tx)
+        await pipeline.commit(tx.changes, tables, provisional)
+        return result
+
+    # The state machine of the log
+
+    def apply(self, index: int, data: bytes) -> None:
+        """Make the changes of the committed entry `index`. Raises BadEntry."""
+        if index <= self._version:
+            raise ValueError(f"entry {index} after entry {self._version}")
+        tables = self._tables.fork()
+        events = [
+            event
+            for change in decode_entry(data)
+            if (event := apply_change(tables, change, index)) is not None
+        ]
+        self._commit(index, tables, events)
+
+    def snapshot(self) -> bytes:
+        """All objects, for `restore` here or on another manager."""
+        return msgspec.msgpack.encode((SNAPSHOT_FORMAT, list(self._objects())))
+
+    def restore(self, index: int, data: bytes) -> None:
+        """Become the state of `data`, which is that after entry `index`.
+
+        Watchers get exactly the differences to what was here before (RAF 198).
+        """
+        tables = _decode_snapshot(data)
+        events = _difference(self._tables, tables)
+        if self._version == 0:
+            self._ring.begin(index)
+        self._commit(index, tables, events)
+
+    def _commit(self, index: int, tables: Tables, events: list[Event]) -> None:
+        self._tables = tables
+        self._version = index
+        if events:
+            self._ring.push(index, events)
+
+    def _objects(self) -> list[tuple[str, Object]]:
+        return [
+            (kind.name, object)
+            for kind in KINDS
+            for object in sorted(self._tables.table(kind.type).all(), key=_id)
+        ]
+
+
+def _decode_snapshot(data: bytes) -> Tables:
+    tables = Tables()
+    try:
+        form, objects = _snapshot_decoder.decode(data)
+        if form != SNAPSHOT_FORMAT:
+            raise BadEntry(f"the snapshot has format {form}; this version reads {SNAPSHOT_FORMAT}")
+        for name, body in objects:
+            tables.put(_decoders[name].decode(body))
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise BadEntry(f"the snapshot of the store cannot be read: {error!r}") from error
+    return tables
+
+
+def _difference(before: Tables, after: Tables) -> list[Event]:
+    """The events that lead from one state to the other: first what went, then what came."""
+    removed: list[Event] = []
+    written: list[Event] = []
+    for kind in BY_NAME.values():
+        old, new = before.table(kind.type), after.table(kind.type)
+        gone = [object for object in old.all() if new.get(object.id) is None]
+        removed += [Event("remove", object, object) for object in sorted(gone, key=_id)]
+        for object in sorted(new.all(), key=_id):
+            was = old.get(object.id)
+            if was != object:
+                written.append(Event("create" if was is None else "update", object, was))
+    return removed + written
+
+
+def _id(object: Object) -> str:
+    return object.id

@@ -1,0 +1,173 @@
+"""Which kinds of objects are stored, and by what they can be found.
+
+All that differs from kind to kind stands here: the name in the log, the indexes, and whose
+names must be unique. An index gives the keys under which an object is found; names are compared
+without regard to case, because DNS does.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from common.model.base import Object
+from common.model.cluster import Cluster
+from common.model.network import Network
+from common.model.node import Node
+from common.model.service import Service
+from common.model.task import Task
+from manager.store.trie import Trie
+
+O = TypeVar("O", bound=Object)  # noqa: E741 - the stored kind, as usual for a type variable
+Keys = Iterable[Hashable]
+Ids = Trie[str, bool]  # a set of ids
+Index = Trie[Hashable, Ids]
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What the store knows of one kind of object."""
+
+    type: type[Object]
+    name: str  # in the log and in snapshots: never changes
+    indexes: Mapping[str, Callable[[Any], Keys]]
+    unique_name: bool = False
+
+
+def _service_name(service: Service) -> Keys:
+    """A service on its way out has given its name back already."""
+    return () if service.pending_delete else (service.spec.name.lower(),)
+
+
+def _service_networks(service: Service) -> Keys:
+    wishes = service.spec.task_template.networks or service.spec.networks
+    return {wish.target: None for wish in wishes}
+
+
+def _network_name(network: Network) -> Keys:
+    return () if network.pending_delete else (network.spec.name.lower(),)
+
+
+def _node_names(node: Node) -> Keys:
+    """Machines may share a hostname; so a node's name finds any number of them."""
+    return {name.lower(): None for name in (node.spec.name, node.description.hostname) if name}
+
+
+def _task_networks(task: Task) -> Keys:
+    return {attachment.network_id: None for attachment in task.networks_attachments}
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind(Cluster, "cluster", {"name": lambda cluster: (cluster.spec.name.lower(),)}, True),
+    Kind(Node, "node", {"name": _node_names}),
+    Kind(Network, "network", {"name": _network_name}, True),
+    Kind(Service, "service", {"name": _service_name, "network": _service_networks}, True),
+    Kind(
+        Task,
+        "task",
+        {
+            "service_id": lambda task: (task.service_id,) if task.service_id else (),
+            "node_id": lambda task: (task.node_id,) if task.node_id else (),
+            "slot": lambda task: ((task.service_id, task.slot),) if task.slot else (),
+            "desired_state": lambda task: (task.desired_state,),
+            "network_id": _task_networks,
+        },
+    ),
+)
+BY_TYPE = {kind.type: kind for kind in KINDS}
+BY_NAME = {kind.name: kind for kind in KINDS}
+
+
+class Table:
+    """All objects of one kind with their indexes. Immutable, like all that it holds."""
+
+    __slots__ = ("_indexes", "_kind", "_objects")
+
+    def __init__(
+        self,
+        kind: Kind,
+        objects: Trie[str, Object] | None = None,
+        indexes: dict[str, Index] | None = None,
+    ) -> None:
+        self._kind = kind
+        self._objects: Trie[str, Object] = Trie() if objects is None else objects
+        self._indexes = {name: Trie() for name in kind.indexes} if indexes is None else indexes
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, id: str) -> Object | None:
+        return self._objects.get(id)
+
+    def all(self) -> Iterator[Object]:
+        """Every object, in no order."""
+        return self._objects.values()
+
+    def find(self, index: str, key: Hashable) -> list[Object]:
+        """The objects that `index` has under `key`, in no order."""
+        trie = self._indexes.get(index)
+        if trie is None:
+            known = ", ".join(self._kind.indexes)
+            raise TypeError(f"{self._kind.name} has no index {index!r}, only {known}")
+        ids = trie.get(key.lower() if index == "name" and isinstance(key, str) else key)
+        get = self._objects.get
+        return [] if ids is None else [cast(Object, get(id)) for id in ids.keys()]  # noqa: SIM118
+
+    def put(self, object: Object) -> "Table":
+        old = self._objects.get(object.id)
+        return Table(
+            self._kind,
+            self._objects.put(object.id, object),
+            self._reindexed(object.id, old, object),
+        )
+
+    def without(self, id: str) -> "Table":
+        old = self._objects.get(id)
+        if old is None:
+            return self
+        return Table(self._kind, self._objects.without(id), self._reindexed(id, old, None))
+
+    def _reindexed(self, id: str, old: Object | None, new: Object | None) -> dict[str, Index]:
+        changed = {}
+        for name, keys in self._kind.indexes.items():
+            before = () if old is None else tuple(keys(old))
+            after = () if new is None else tuple(keys(new))
+            if before != after:
+                changed[name] = _move(self._indexes[name], id, before, after)
+        return self._indexes | changed if changed else self._indexes
+
+
+def _move(
+    index: Index,
+    id: str,
+    before: tuple[Hashable, ...],
+    after: tuple[Hashable, ...],
+) -> Index:
+    for key in before:
+        if key not in after:
+            rest = (index.get(key) or Ids()).without(id)
+            index = index.put(key, rest) if len(rest) else index.without(key)
+    for key in after:
+        if key not in before:
+            index = index.put(key, (index.get(key) or Ids()).put(id, True))
+    return index
+
+
+class Tables:
+    """One state of the whole store. Cheap to fork; a fork changes without the others seeing it."""
+
+    __slots__ = ("_tables",)
+
+    def __init__(self, tables: dict[type[Object], Table] | None = None) -> None:
+        self._tables = {kind.type: Table(kind) for kind in KINDS} if tables is None else tables
+
+    def fork(self) -> "Tables":
+        return Tables(self._tables.copy())
+
+    def table(self, kind: type[Object]) -> Table:
+        return self._tables[kind]
+
+    def put(self, object: Object) -> None:
+        self._tables[type(object)] = self._tables[type(object)].put(object)
+
+    def delete(self, kind: type[Object], id: str) -> None:
+        self._tables[kind] = self._tables[kind].without(id)

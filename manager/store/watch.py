@@ -1,0 +1,135 @@
+"""The stream of what was committed, kept for a while for those who read more slowly.
+
+One bounded ring serves all watchers; each has only a place in it. A watcher that falls off its
+end is told so (`Resync`) and must read the state anew: nothing is ever skipped silently, and no
+watcher can make the others wait or the memory grow.
+"""
+
+import asyncio
+from collections import deque
+from types import TracebackType
+
+from manager.store.change import Event
+
+COMMITS_MAX = 4096
+EVENTS_MAX = 100_000
+
+
+class Resync(Exception):
+    """Events were missed: read everything again from a view. The watcher goes on from now."""
+
+
+class Ring:
+    """The last commits, each a version and its events."""
+
+    def __init__(self, commits_max: int = COMMITS_MAX, events_max: int = EVENTS_MAX) -> None:
+        self._commits: deque[tuple[int, list[Event]]] = deque()
+        self._commits_max = commits_max
+        self._events_max = events_max
+        self._events = 0
+        self.start = 0  # the number of the oldest commit kept, counted from the first ever pushed
+        self._lost_version = 0  # everything after this version is in the ring
+        self._watchers: dict[Watcher, None] = {}
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self._commits)
+
+    def begin(self, version: int) -> None:
+        """Say that the story starts here: nothing up to `version` can be replayed."""
+        self._lost_version = version
+
+    def push(self, version: int, events: list[Event]) -> None:
+        self._commits.append((version, events))
+        self._events += len(events)
+        while len(self._commits) > self._commits_max or (
+            self._events > self._events_max and len(self._commits) > 1
+        ):
+            lost, gone = self._commits.popleft()
+            self._lost_version = lost
+            self._events -= len(gone)
+            self.start += 1
+        for watcher in self._watchers:
+            watcher.wake()
+
+    def after(self, version: int) -> int | None:
+        """The place of the first commit after `version`; None if it is no longer known."""
+        if version < self._lost_version:
+            return None
+        place = self.end
+        for known, _ in reversed(self._commits):
+            if known <= version:
+                break
+            place -= 1
+        return place
+
+    def read(self, place: int) -> list[Event]:
+        """All events from `place` on."""
+        return [
+            event
+            for number in range(place - self.start, len(self._commits))
+            for event in self._commits[number][1]
+        ]
+
+    def watch(self, since: int | None) -> "Watcher":
+        watcher = Watcher(self, self.end if since is None else self.after(since))
+        self._watchers[watcher] = None
+        return watcher
+
+    def forget(self, watcher: "Watcher") -> None:
+        self._watchers.pop(watcher, None)
+
+
+class Watcher:
+    """One reader of the ring; a context manager, so that it is forgotten in the end."""
+
+    def __init__(self, ring: Ring, place: int | None) -> None:
+        self._ring = ring
+        self._place = place  # None: what should come next is lost
+        self._news = asyncio.Event()
+        if place != ring.end:
+            self._news.set()
+
+    async def next(self) -> list[Event]:
+        """The events of all commits since the last call; waits for one if there is none.
+
+        Raises Resync if some were lost; after that it goes on with what comes later.
+        """
+        while not (events := self.take()):
+            await self.wait()
+        return events
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether a commit came since the last `wait`, `next` or `take`, within the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        self._news.clear()
+        return True
+
+    def take(self) -> list[Event]:
+        """Like `next`, but does not wait: perhaps none."""
+        self._news.clear()
+        place, self._place = self._place, self._ring.end
+        if place is None or place < self._ring.start:
+            raise Resync("this watcher was too slow, or asked for what is long past")
+        return self._ring.read(place)
+
+    def wake(self) -> None:
+        self._news.set()
+
+    def close(self) -> None:
+        self._ring.forget(self)
+
+    def __enter__(self) -> "Watcher":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
