@@ -19,3 +19,46 @@ $(VENV)/.ready: pyproject.toml
 
 .PHONY: setup
 setup: $(VENV)/.ready ## make the virtual environment
+
+.PHONY: fmt
+fmt: setup ## format the code and mend what can be mended
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+.PHONY: lint
+lint: setup ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+
+.PHONY: check
+check: lint ## lint, unit and simulation tests: no root needed
+	$(BIN)/pytest -q tests/unit tests/sim
+
+.PHONY: packages
+packages: ## install what the tests and the demo take from Debian (root)
+	@./tests/support/packages.sh
+
+.PHONY: test
+test: packages lint ## everything this machine allows; says what it left out and why
+	$(BIN)/pytest -q -rs tests/unit tests/sim
+	$(BIN)/pytest -q -rs tests/kernel tests/integration tests/compat
+
+.PHONY: sim
+sim: setup ## many more seeds of the simulations: SEEDS=2000 make sim, SEED=7 make sim
+	SEEDS=$${SEEDS:-2000} $(BIN)/pytest -q tests/sim
+
+.PHONY: demo
+demo: packages setup ## a three-node cluster on this computer, doing the main job
+	@$(BIN)/python -m lab demo
+
+.PHONY: lab
+lab: packages setup ## the demo's cluster, left up to play with; `make lab-down` removes it
+	@$(BIN)/python -m lab up
+
+.PHONY: lab-down
+lab-down: setup ## remove the cluster of `make lab`
+	@$(BIN)/python -m lab down
+
+.PHONY: bench
+bench: packages setup ## measure the main job
+	@$(BIN)/python -m bench.main_job

@@ -21,7 +21,7 @@ from node.api.leader import on_leader
 from node.api.networks import NetworkRoutes
 from node.api.nodes import NodeRoutes
 from node.api.refused import RefusedRoutes
-from node.api.routes import Handler, Route
+from node.api.routes import API_VERSION_ASKED, Handler, Route
 from node.api.services import ServiceRoutes
 from node.api.swarm import SwarmRoutes
 from node.api.system import API_VERSION, MIN_API_VERSION, SystemRoutes
@@ -106,7 +106,7 @@ async def _versions(request: web.Request, handler: Handler) -> web.StreamRespons
                 f"client version {text} is too old. Minimum supported API version is "
                 f"{MIN_API_VERSION}, please upgrade your client to a newer version"
             )
-    request["api_version"] = _parse(text or API_VERSION)
+    request[API_VERSION_ASKED] = _parse(text or API_VERSION)
     response = await handler(request)
     if not response.prepared:
         response.headers.setdefault("Api-Version", API_VERSION)

@@ -6,13 +6,18 @@ aiohttp's server has no way out of HTTP but WebSocket, so the transport is given
 """
 
 import asyncio
+import contextlib
+import select
+import socket
 from typing import Protocol
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from node.api.routes import API_VERSION_ASKED
 from node.api.streaming import MULTIPLEXED, RAW, frame
 
+HANG_UP_CHECK_S = 2.0
 STDIN_QUEUE = 64  # pieces the process may lag behind before the client is made to wait
 
 
@@ -54,7 +59,7 @@ class _Connection(asyncio.Protocol):
         self._http = http
         self._writable = asyncio.Event()
         self._writable.set()
-        self._closed = False
+        self._lost = asyncio.Event()
         self.input: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     def data_received(self, data: bytes) -> None:
@@ -67,7 +72,7 @@ class _Connection(asyncio.Protocol):
         return True  # half-close: keep writing
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._closed = True
+        self._lost.set()
         self._writable.set()
         self.input.put_nowait(None)
         self._http.connection_lost(exc)
@@ -81,16 +86,30 @@ class _Connection(asyncio.Protocol):
     async def receive(self) -> bytes | None:
         """The client's next bytes; None when it will send no more."""
         data = await self.input.get()
-        if self.input.qsize() < STDIN_QUEUE and not self._closed:
+        if self.input.qsize() < STDIN_QUEUE and not self._lost.is_set():
             self._transport.resume_reading()
         return data
 
     async def send(self, data: bytes) -> None:
         """Raises ConnectionResetError when the client has gone."""
         await self._writable.wait()
-        if self._closed:
+        if self._lost.is_set():
             raise ConnectionResetError("the client has gone")
         self._transport.write(data)
+
+    async def watch(self) -> None:
+        """Raises ConnectionResetError once the client has gone, however silent the process is.
+
+        A client that has gone looks like a half-close to the event loop, until something is
+        written; so the socket is asked now and then.
+        """
+        raw: socket.socket = self._transport.get_extra_info("socket")
+        hung_up = select.poll()
+        hung_up.register(raw.fileno(), 0)  # hang-up and error are always reported
+        while not self._lost.is_set() and not hung_up.poll(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), HANG_UP_CHECK_S)
+        raise ConnectionResetError("the client has gone")
 
 
 async def attach_stream(request: web.Request, duplex: Duplex, *, tty: bool) -> web.StreamResponse:
@@ -105,9 +124,13 @@ async def attach_stream(request: web.Request, duplex: Duplex, *, tty: bool) -> w
     transport.write(_head(request, tty))
     try:
         async with asyncio.TaskGroup() as group:
-            stdin = group.create_task(_copy_in(connection, duplex), name="stdin")
+            helpers = [
+                group.create_task(_copy_in(connection, duplex), name="stdin"),
+                group.create_task(connection.watch(), name="client"),
+            ]
             await _copy_out(connection, duplex, tty)
-            stdin.cancel()
+            for helper in helpers:
+                helper.cancel()
     except* ConnectionResetError:
         pass  # the client went away; the process goes on
     finally:
@@ -118,7 +141,7 @@ async def attach_stream(request: web.Request, duplex: Duplex, *, tty: bool) -> w
 
 def _head(request: web.Request, tty: bool) -> bytes:
     """The answer's head: 101 for a client that asked to upgrade, else 200 (older clients)."""
-    multiplexed = not tty and request.get("api_version", (1, 24)) >= (1, 42)
+    multiplexed = not tty and request[API_VERSION_ASKED] >= (1, 42)
     content_type = MULTIPLEXED if multiplexed else RAW
     if request.headers.get("Upgrade", "").lower() == "tcp":
         return (

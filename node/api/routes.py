@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
+API_VERSION_ASKED: web.RequestKey[tuple[int, ...]] = web.RequestKey("api_version", tuple)
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
