@@ -71,12 +71,11 @@ class Machine(Box):
 
     def boot(self) -> None:
         """Namespaces and cable; no daemon. Safe to repeat."""
-        if self.init is not None:
-            return
         for folder in (self.state_dir, self.run_dir):
             folder.mkdir(parents=True, exist_ok=True)
         super().up()
-        self._switch.plug(self, self.address)
+        if not self._is_plugged():
+            self._switch.plug(self, self.address)
 
     def start_daemon(self, deadline_s: float = 30) -> None:
         """Boot if need be, start the daemon, wait until its API answers. Raises LabError."""
@@ -124,6 +123,11 @@ class Machine(Box):
         """For a shell on it: `shoal` and docker talk to this machine's daemon."""
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
         return {**os.environ, "DOCKER_HOST": self.host, "SHOAL_HOST": self.host, "PATH": path}
+
+    def _is_plugged(self) -> bool:
+        init = self.init
+        assert init is not None
+        return "eth0:" in Path(f"/proc/{init.pid}/net/dev").read_text()
 
     def _launch(self) -> None:
         config = self.folder / "shoald.toml"

@@ -3,6 +3,7 @@
 It plays the world outside, too: its own address can reach every machine, as a client would.
 """
 
+import subprocess
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
@@ -88,7 +89,15 @@ class Switch(Box):
                 self.run(delete)
 
     def _ip(self, *commands: str) -> None:
-        self.run(["ip", "-batch", "-"], stdin=("\n".join(commands) + "\n").encode())
+        init = self.init
+        if init is None:
+            raise LabError("the switch is not up")
+        # the network namespace alone: process ids in the commands are those seen from outside
+        argv = ["nsenter", f"--target={init.pid}", "--net", "--", "ip", "-batch", "-"]
+        script = ("\n".join(commands) + "\n").encode()
+        done = subprocess.run(argv, input=script, capture_output=True, timeout=30, check=False)
+        if done.returncode != 0:
+            raise LabError(f"switch: {commands}: {done.stderr.decode(errors='replace').strip()}")
 
 
 def outside(switch: Switch, argv: Sequence[str], deadline_s: float = 60) -> bytes:
