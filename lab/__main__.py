@@ -2,11 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
 from lab.box import LabError
 from lab.cluster import Cluster
+from lab.images import demo
 from lab.machine import DaemonEnded, Machine
 
 
@@ -104,6 +106,19 @@ def kill(cluster: Cluster, machine: str, daemon: bool) -> None:
 def start(cluster: Cluster, machine: str) -> None:
     """Boot MACHINE, if it is off, and start its daemon, if it does not run."""
     cluster.machine(machine).start_daemon()
+
+
+@lab.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--load", is_flag=True, help="Load them on the lab's machines, too.")
+@click.pass_obj
+def images(cluster: Cluster, folder: Path, load: bool) -> None:
+    """Write archives of the demo's images to FOLDER."""
+    made = demo(folder)
+    if load:
+        cluster.load(*made)
+    for path in made:
+        click.echo(path)
 
 
 def _show(cluster: Cluster) -> None:

@@ -127,7 +127,7 @@ class Story:
         """Requests to http://web from the client container."""
         machine, container = self.client_container()
         script = (
-            f"i=0; while [ $i -lt {requests} ]; do wget -q -T 5 -O - http://{SERVICE}/ || "
+            f"i=0; while [ $i -lt {requests} ]; do timeout 5 wget -q -O - http://{SERVICE}/ || "
             "echo FAILED; i=$((i+1)); done"
         )
         out = self.shoal(machine, "container", "exec", container, "sh", "-c", script, quiet=True)
