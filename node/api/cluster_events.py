@@ -5,11 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from manager.store.store import Event, Resync, Store
-
 from common.model.network import Network
 from common.model.node import Node
 from common.model.service import Service
+from manager.store.store import Event, Resync, Store
 from node.api.body import Filters
 from node.api.daemon import Daemon
 

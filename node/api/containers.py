@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ class ContainerRoutes:
     def routes(self) -> list[Route]:
         container = "/containers/{id}"
         return [
-            Route("GET", "/containers/json", self.list),
+            Route("GET", "/containers/json", self.index),
             Route("POST", "/containers/create", self.create),
             Route("GET", f"{container}/json", self.inspect),
             Route("DELETE", container, self.remove),
@@ -44,7 +45,7 @@ class ContainerRoutes:
             Route("GET", f"{container}/stats", self.stats),
         ]
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
+    async def index(self, request: web.Request) -> web.StreamResponse:
         engine = self._daemon.engine
         wanted = body.filters(request)
         limit = body.number(request, "limit")
@@ -191,7 +192,7 @@ def size(request: web.Request) -> tuple[int, int]:
 
 def matches(row: dict[str, Any], wanted: body.Filters) -> bool:
     """Whether a row of the container list passes Docker's filters."""
-    checks = {
+    checks: dict[str, Callable[[str], bool]] = {
         "id": lambda value: row["Id"].startswith(value),
         "name": lambda value: any(value.lstrip("/") in name.lstrip("/") for name in row["Names"]),
         "status": lambda value: row["State"] == value,

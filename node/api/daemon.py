@@ -3,15 +3,15 @@
 from typing import Protocol
 
 from aiohttp import web
-from manager.manager import Manager
-from worker.engine.engine import Engine
-from worker.images.images import Images
-from worker.network.networks import Networks
 
 from common.clock import Clock
 from common.config import DaemonConfig
 from common.ids import Ids
+from manager.manager import Manager
 from node.swarm import Swarm
+from worker.engine.engine import Engine
+from worker.images.images import Images
+from worker.network.networks import Networks
 
 
 class Daemon(Protocol):

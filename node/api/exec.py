@@ -2,7 +2,6 @@
 
 import msgspec
 from aiohttp import web
-from worker.engine.exec import ExecConfig
 
 from common.errors import Invalid
 from common.model.base import Model
@@ -11,6 +10,7 @@ from node.api.containers import size
 from node.api.daemon import Daemon
 from node.api.hijack import attach_stream
 from node.api.routes import Route, json_response
+from worker.engine.exec import ExecConfig
 
 
 class ExecStart(Model, frozen=True, kw_only=True):

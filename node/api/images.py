@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from worker.images.images import Image
 
 from common.errors import Invalid, ShoalError
 from common.model.base import to_builtins
@@ -20,6 +19,7 @@ from node.api.daemon import Daemon
 from node.api.networks import has_label
 from node.api.routes import Route, json_response
 from node.api.streaming import start
+from worker.images.images import Image
 
 PROGRESS_QUEUE = 256  # messages a slow client may lag behind; more make the pull wait for nothing
 CHUNK = 1024 * 1024  # bytes of an archive handed on at once
@@ -33,7 +33,7 @@ class ImageRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/images/json", self.list),
+            Route("GET", "/images/json", self.index),
             Route("POST", "/images/create", self.create),
             Route("POST", "/images/load", self.load),
             Route("GET", "/images/get", self.save),
@@ -44,7 +44,7 @@ class ImageRoutes:
             Route("DELETE", "/images/{name:.+}", self.remove),
         ]
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
+    async def index(self, request: web.Request) -> web.StreamResponse:
         wanted = body.filters(request)
         images = [image for image in self._daemon.images.list() if _matches(image, wanted)]
         return json_response([_summary(image) for image in images])

@@ -1,6 +1,7 @@
 """/networks: overlays of the cluster, and the node's own networks."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -25,13 +26,13 @@ class NetworkRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/networks", self.list),
+            Route("GET", "/networks", self.index),
             Route("POST", "/networks/create", self.create),
             Route("GET", "/networks/{id}", self.inspect),
             Route("DELETE", "/networks/{id}", self.remove),
         ]
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
+    async def index(self, request: web.Request) -> web.StreamResponse:
         rows = [*self._daemon.networks.list(), *await self._overlays()]
         wanted = body.filters(request)
         return json_response([row for row in rows if matches(row, wanted)])
@@ -120,7 +121,7 @@ def matches(row: dict[str, Any], wanted: body.Filters) -> bool:
     """Whether a network passes Docker's filters."""
     labels: dict[str, str] = row.get("Labels") or {}
     predefined = row["Scope"] == "local" and row["Name"] in ("bridge", "host", "none")
-    checks = {
+    checks: dict[str, Callable[[str], bool]] = {
         "name": lambda value: value in row["Name"],
         "id": lambda value: row["Id"].startswith(value),
         "driver": lambda value: row["Driver"] == value,

@@ -16,13 +16,13 @@ class NodeRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/nodes", self.list, on_leader=True),
+            Route("GET", "/nodes", self.index, on_leader=True),
             Route("GET", "/nodes/{id}", self.inspect, on_leader=True),
             Route("DELETE", "/nodes/{id}", self.remove, on_leader=True),
             Route("POST", "/nodes/{id}/update", self.update, on_leader=True),
         ]
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
+    async def index(self, request: web.Request) -> web.StreamResponse:
         nodes = manager(self._daemon).api.nodes.list(body.filters(request))
         return json_response([to_builtins(node) for node in nodes])
 

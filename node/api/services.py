@@ -5,11 +5,11 @@ import binascii
 import json
 
 from aiohttp import web
-from manager.manager import Manager
 
 from common.errors import Invalid, NotImplementedHere, Unavailable
 from common.model.base import to_builtins
 from common.model.service import Service, ServiceSpec
+from manager.manager import Manager
 from node.api import body
 from node.api.daemon import Daemon
 from node.api.logs import cluster_logs
@@ -22,7 +22,7 @@ class ServiceRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/services", self.list, on_leader=True),
+            Route("GET", "/services", self.index, on_leader=True),
             Route("POST", "/services/create", self.create, on_leader=True),
             Route("GET", "/services/{id}", self.inspect, on_leader=True),
             Route("DELETE", "/services/{id}", self.remove, on_leader=True),
@@ -30,7 +30,7 @@ class ServiceRoutes:
             Route("GET", "/services/{id}/logs", self.logs, on_leader=True),
         ]
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
+    async def index(self, request: web.Request) -> web.StreamResponse:
         api = manager(self._daemon).api.services
         services = api.list(body.filters(request))
         rows = [to_builtins(service) for service in services]

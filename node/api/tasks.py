@@ -20,12 +20,12 @@ class TaskRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/tasks", self.list, on_leader=True),
+            Route("GET", "/tasks", self.index, on_leader=True),
             Route("GET", "/tasks/{id}", self.inspect, on_leader=True),
             Route("GET", "/tasks/{id}/logs", self.logs, on_leader=True),
         ]
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
+    async def index(self, request: web.Request) -> web.StreamResponse:
         tasks = manager(self._daemon).api.tasks.list(body.filters(request))
         return json_response([self._json(task) for task in tasks])
 

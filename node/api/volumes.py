@@ -23,13 +23,13 @@ class VolumeRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/volumes", self.list),
+            Route("GET", "/volumes", self.index),
             Route("POST", "/volumes/create", self.create),
             Route("GET", "/volumes/{name}", self.inspect),
             Route("DELETE", "/volumes/{name}", self.remove),
         ]
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
+    async def index(self, request: web.Request) -> web.StreamResponse:
         volumes = self._daemon.engine.volumes.list(body.filters(request))
         return json_response({"Volumes": volumes, "Warnings": None})
 
