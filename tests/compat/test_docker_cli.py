@@ -1,0 +1,313 @@
+"""The unmodified docker command against a lab cluster: every verb of the main job."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import images
+from lab.api import wait_until
+from lab.cluster import Cluster
+from lab.machine import Machine
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+CLIENTS = [path for path in ("/usr/bin/docker", "/usr/local/bin/docker") if Path(path).exists()]
+
+
+class Docker:
+    """`docker` with DOCKER_HOST set to a machine."""
+
+    def __init__(self, program: str, machine: Machine, home: Path) -> None:
+        self._program = program
+        self.machine = machine
+        self._env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "DOCKER_HOST": machine.host,
+            "DOCKER_CLI_HINTS": "false",
+        }
+
+    def run(self, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [self._program, *arguments],
+            env=self._env,
+            input=data,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    def __call__(self, *arguments: str, data: bytes | None = None) -> str:
+        done = self.run(*arguments, data=data)
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}{done.stdout}"
+        return done.stdout.strip()
+
+    def refused(self, *arguments: str) -> str:
+        """The one line with which a command is refused."""
+        done = self.run(*arguments)
+        assert done.returncode != 0, done.stdout
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+
+@pytest.fixture(scope="module", params=CLIENTS or [None], ids=lambda path: str(path).strip("/"))
+def program(request: pytest.FixtureRequest, lab_allowed: None) -> str:
+    if request.param is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI must have the docker command: apt-get install docker.io")
+        pytest.skip("the docker command is not installed")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def booted(cluster: Cluster) -> Cluster:
+    cluster.boot(3)
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def on(
+    booted: Cluster, program: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[int], Docker]]:
+    """docker on machine N; machine 1 is the first manager, 2 a worker, 3 a manager."""
+    home = tmp_path_factory.mktemp("home")
+    machines = [Docker(program, machine, home) for machine in booted.machines]
+    first, second, third = machines
+    out = first("swarm", "init", "--advertise-addr", first.machine.ip)
+    assert "Swarm initialized: current node" in out
+    for role, docker in (("worker", second), ("manager", third)):
+        token = first("swarm", "join-token", "-q", role)
+        joined = docker(
+            "swarm", "join", "--token", token,
+            "--advertise-addr", docker.machine.ip, f"{first.machine.ip}:2377",
+        )  # fmt: skip
+        assert joined == f"This node joined a swarm as a {role}."
+    folder = tmp_path_factory.mktemp("images")
+    for version in (1, 2):
+        archive = images.web_archive(folder, version).read_bytes()
+        for docker in machines:
+            assert f"Loaded image: web:{version}" in docker("load", data=archive)
+    booted.wait_ready(3)
+    yield lambda number: machines[number - 1]
+    for docker in (third, second, first):
+        docker("swarm", "leave", "--force")
+
+
+@pytest.fixture(scope="module")
+def docker(on: Callable[[int], Docker]) -> Docker:
+    return on(1)
+
+
+@pytest.fixture(scope="module")
+def service(docker: Docker) -> str:
+    """A service of three on an overlay, made with most of the flags that there are."""
+    docker("network", "create", "-d", "overlay", "--attachable", "net")
+    docker(
+        "service", "create", "--name", "web", "--replicas", "3", "--network", "net",
+        "--publish", "8081:80", "--env", "COLOUR=blue", "--label", "tier=front",
+        "--container-label", "kind=test", "--hostname", "web-{{.Task.Slot}}",
+        "--limit-cpu", "0.5", "--limit-memory", "64m", "--reserve-memory", "16m",
+        "--mount", "type=volume,source=data,target=/data", "--mount", "type=tmpfs,target=/scratch",
+        "--constraint", "node.platform.os==linux", "--restart-condition", "any",
+        "--restart-delay", "100ms", "--restart-max-attempts", "5", "--restart-window", "10s",
+        "--stop-grace-period", "5s", "--update-parallelism", "1", "--update-delay", "0s",
+        "--update-order", "stop-first", "--update-failure-action", "pause",
+        "--update-monitor", "500ms", "--update-max-failure-ratio", "0.1",
+        "--rollback-parallelism", "2", "--rollback-monitor", "500ms",
+        "--rollback-order", "stop-first",
+        "--health-cmd", "/bin/healthy", "--health-interval", "1s", "--health-timeout", "2s",
+        "--health-retries", "3", "--user", "root", "--workdir", "/tmp", "-q", "web:1",
+    )  # fmt: skip
+    return "web"
+
+
+def container_here(docker: Docker, service: str) -> str:
+    """A running container of `service` on docker's machine."""
+    wanted = f"label=com.docker.swarm.service.name={service}"
+    wait_until(lambda: bool(docker("ps", "-q", "--filter", wanted)), "a container is here", 20)
+    return docker("ps", "-q", "--filter", wanted).splitlines()[0]
+
+
+def test_info_and_version(docker: Docker) -> None:
+    info = json.loads(docker("info", "--format", "{{json .}}"))
+    assert info["Swarm"]["LocalNodeState"] == "active"
+    assert info["Swarm"]["Nodes"] == 3
+    assert info["Swarm"]["Managers"] == 2
+    assert "Server: Shoal" in docker("version")
+    assert "Swarm: active" in docker("info")
+
+
+def test_nodes(on: Callable[[int], Docker]) -> None:
+    docker = on(3)  # a manager that need not be the leader hands over
+    assert len(docker("node", "ls", "-q").splitlines()) == 3
+    assert "Leader" in docker("node", "ls")
+    docker("node", "update", "--label-add", "zone=a", "m2")
+    assert json.loads(docker("node", "inspect", "m2"))[0]["Spec"]["Labels"] == {"zone": "a"}
+    docker("node", "update", "--availability", "pause", "m2")
+    docker("node", "update", "--availability", "active", "m2")
+    assert docker("node", "ls", "--filter", "name=m2", "--format", "{{.Availability}}") == "Active"
+    assert docker("node", "ps", "self") != ""
+
+
+def test_a_node_is_promoted_and_demoted(on: Callable[[int], Docker]) -> None:
+    """NOD 220."""
+    docker = on(1)
+    docker("node", "promote", "m2")
+
+    def managers() -> int:
+        info = json.loads(on(1)("info", "--format", "{{json .Swarm}}"))
+        return int(info["Managers"])
+
+    def is_manager() -> bool:
+        return "Reachable" in docker("node", "ls", "--filter", "name=m2")
+
+    wait_until(is_manager, "promoted", 30)
+    assert managers() == 3
+    docker("node", "demote", "m2")
+    wait_until(
+        lambda: "Reachable" not in docker("node", "ls", "--filter", "name=m2"), "demoted", 30
+    )
+    refusal = "node is not a swarm manager"
+    wait_until(lambda: refusal in on(2).run("node", "ls").stderr, "m2 is a worker", 30)
+
+
+def test_a_service_is_listed_and_inspected(docker: Docker, service: str) -> None:
+    assert docker("service", "ls", "--format", "{{.Name}} {{.Mode}} {{.Replicas}} {{.Image}}") == (
+        "web replicated 3/3 web:1"
+    )
+    assert "*:8081->80/tcp" in docker("service", "ls")
+    assert "CurrentState" not in docker("service", "ps", service)
+    assert (
+        docker("service", "ps", "--filter", "desired-state=running", "-q", service).count("\n") == 2
+    )
+    found = json.loads(docker("service", "inspect", service))[0]
+    container = found["Spec"]["TaskTemplate"]["ContainerSpec"]
+    assert container["Env"] == ["COLOUR=blue"]
+    assert found["Endpoint"]["VirtualIPs"]
+    assert "UpdateConfig" in docker("service", "inspect", "--pretty", service)
+
+
+def test_what_was_asked_for_is_so_inside(docker: Docker, service: str) -> None:
+    container = container_here(docker, service)
+    assert docker("exec", container, "sh", "-c", "echo $COLOUR; pwd").split() == ["blue", "/tmp"]
+    assert docker("exec", container, "hostname").startswith("web-")
+    assert docker("exec", "-w", "/", "-e", "A=1", container, "sh", "-c", "echo $A$PWD") == "1/"
+    assert docker("exec", "-i", container, "cat", data=b"through and back") == "through and back"
+    assert docker.run("exec", container, "sh", "-c", "exit 7").returncode == 7
+    found = json.loads(docker("inspect", container))[0]
+    assert found["HostConfig"]["Memory"] == 64 << 20
+    assert found["State"]["Health"]["Status"] == "healthy"
+    assert found["Config"]["Labels"]["kind"] == "test"
+    assert {mount["Destination"] for mount in found["Mounts"]} >= {"/data"}
+
+
+def test_logs_of_a_service_and_of_a_container(docker: Docker, service: str) -> None:
+    """LOG 166."""
+    container = container_here(docker, service)
+    docker("exec", container, "sh", "-c", "echo said by hand >/proc/1/fd/1")
+    wait_until(lambda: "said by hand" in docker("logs", container), "the log has it", 10)
+    lines = docker("service", "logs", service).splitlines()
+    assert any("said by hand" in line and line.startswith("web.") for line in lines), lines
+
+
+def test_a_service_is_scaled_updated_and_rolled_back(docker: Docker, service: str) -> None:
+    """UPD 76, 86."""
+    docker("service", "scale", "web=4")
+    docker("service", "update", "--image", "web:2", "--env-add", "SIZE=xl", "-q", service)
+    assert docker("service", "ls", "--format", "{{.Replicas}} {{.Image}}") == "4/4 web:2"
+    docker("service", "rollback", "-q", service)
+    assert docker("service", "ls", "--format", "{{.Replicas}} {{.Image}}") == "4/4 web:1"
+
+
+def test_a_global_service_is_on_every_node(docker: Docker) -> None:
+    """GLO 93."""
+    docker("service", "create", "--name", "everywhere", "--mode", "global", "-q", "web:1")
+    nodes = docker("service", "ps", "--format", "{{.Node}}", "everywhere").splitlines()
+    assert sorted(nodes) == ["m1", "m2", "m3"]
+    docker("service", "rm", "everywhere")
+
+
+def test_networks(docker: Docker, service: str) -> None:
+    rows = docker("network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}").splitlines()
+    assert "net overlay swarm" in rows
+    assert "bridge bridge local" in rows
+    found = json.loads(docker("network", "inspect", "net"))[0]
+    assert found["IPAM"]["Config"][0]["Subnet"].endswith("/24")
+    assert "web" in docker.refused("network", "rm", "net")
+    docker("network", "create", "-d", "overlay", "--subnet", "10.99.0.0/24", "other")
+    assert "overlap" in docker.refused(
+        "network", "create", "-d", "overlay", "--subnet", "10.99.0.0/25", "third"
+    )
+    docker("network", "rm", "other")
+
+
+def test_images(docker: Docker, tmp_path: Path) -> None:
+    assert "web" in docker("image", "ls")
+    busybox = shutil.which("busybox")
+    assert busybox
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(busybox, root / "bin" / "sh")
+    archive = tmp_path / "root.tar"
+    subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True)
+    docker("import", "--change", 'CMD ["/bin/sh"]', str(archive), "small:1")
+    assert json.loads(docker("image", "inspect", "small:1"))[0]["Config"]["Cmd"] == ["/bin/sh"]
+    assert "small:1" in docker("rmi", "small:1")
+    assert "No such image" in docker.refused("image", "inspect", "small:1")
+
+
+def test_containers_by_hand(docker: Docker) -> None:
+    assert docker("run", "--rm", "web:1", "echo", "hello") == "hello"
+    container = docker("run", "-d", "--name", "byhand", "web:1", "sh", "-c", "sleep 100")
+    assert docker("ps", "--filter", "name=byhand", "--format", "{{.Names}}") == "byhand"
+    assert docker("container", "inspect", "--format", "{{.State.Status}}", "byhand") == "running"
+    docker("stop", "-t", "0", "byhand")
+    assert docker("ps", "-aq", "--no-trunc", "--filter", "status=exited") == container
+    docker("rm", "byhand")
+
+
+def test_events(docker: Docker) -> None:
+    done = docker("run", "--rm", "web:1", "true")
+    assert done == ""
+    out = docker("events", "--since", "10m", "--until", "0s", "--filter", "type=container")
+    assert "container die" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["service", "create", "--replicas", "-1", "web:1"], "replicas|invalid"),
+        (["service", "create", "--limit-memory", "1b", "web:1"], "memory|Memory"),
+        (["service", "create", "--name", "web", "web:1"], "web"),
+        (["service", "create", "--publish", "8081:80", "web:1"], "8081"),
+        (["service", "create", "--network", "nowhere", "web:1"], "nowhere"),
+        (["service", "create", "--constraint", "node.colour~blue", "web:1"], "constraint"),
+        (["service", "inspect", "nothing"], "nothing"),
+        (["node", "inspect", "nothing"], "nothing"),
+        (["node", "rm", "m2"], "m2|down|force"),
+        (["run", "unknown-image-of-nobody:1"], "unknown-image-of-nobody"),
+        (["exec", "nothing", "true"], "nothing"),
+        (["swarm", "init"], "already part"),
+        (["secret", "ls"], "not supported"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_get_one_clear_line(
+    docker: Docker, service: str, command: list[str], complaint: str
+) -> None:
+    assert re.search(complaint, docker.refused(*command))
+
+
+def test_a_service_is_removed(docker: Docker, service: str) -> None:
+    docker("service", "rm", service)
+    assert docker("service", "ls", "-q") == ""
+    wait_until(lambda: docker.run("network", "rm", "net").returncode == 0, "net is free", 30)

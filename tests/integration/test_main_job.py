@@ -1,0 +1,109 @@
+"""The demo's story, step by step, as assertions. The tests build on one another."""
+
+import pytest
+
+from lab.api import wait_until
+from lab.cluster import Cluster
+from lab.story import REPLICAS, Answers, Story, evenness
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def story(cluster: Cluster) -> Story:
+    cluster.up(3)
+    told: list[str] = []
+    story = Story(cluster, told.append)
+    story.load_images()
+    story.create()
+    story.create_client()
+    return story
+
+
+def assert_even(answers: Answers, responders: int = REPLICAS) -> None:
+    """All replicas answered, none failed, and none had a wholly different share."""
+    assert answers.failures == {}
+    assert answers.responders == responders
+    counts = evenness(answers)
+    assert counts[0] >= 0.3 * answers.answered / responders, counts
+
+
+def test_six_replicas_are_spread_over_three_machines(story: Story) -> None:
+    """SCH 3."""
+    assert story.spread() == {"m1": 2, "m2": 2, "m3": 2}
+
+
+def test_the_virtual_ip_is_answered_evenly_by_all(story: Story) -> None:
+    assert_even(story.ask_virtual_ip())
+
+
+def test_the_published_port_of_every_machine_is_answered_evenly_by_all(story: Story) -> None:
+    for machine in story.cluster.machines:
+        assert_even(story.ask_port(machine))
+    assert_even(story.ask_port_from_outside(story.cluster.machines[1], 300))
+
+
+def test_a_rolling_update_loses_no_request(story: Story) -> None:
+    """UPD 76, 84, 254."""
+    _, answers = story.update(2)
+    assert answers.failures == {}
+    assert answers.answered > 50
+    assert {text.split()[-1] for text in answers.answers} == {"1", "2"}
+    assert {text.split()[-1] for text in story.ask_virtual_ip().answers} == {"2"}
+
+
+def test_draining_a_machine_empties_it_and_loses_no_request(story: Story) -> None:
+    """REP 66."""
+    machine = story.cluster.machines[2]
+    _, answers = story.drain(machine)
+    assert answers.failures == {}
+    assert machine.name not in story.spread()
+    assert_even(story.ask_port(machine))  # a machine with no task answers as well
+    story.activate(machine)
+
+
+def test_the_leaders_machine_dies_and_writes_go_on(story: Story) -> None:
+    """RAF 175; its tasks are replaced, and it comes back."""
+    dead, _ = story.kill_leader()
+    story.wait_replaced(dead)
+    story.bring_back(dead)
+    wait_until(lambda: len(story.running()) == REPLICAS, "all replicas run", 30)
+
+
+def test_a_cut_machine_is_replaced_and_used_again(story: Story) -> None:
+    """REP 66, NOD 225: it keeps its id, and stops what was replaced."""
+    leader = story.cluster.leader()
+    machine = next(item for item in story.cluster.machines if item is not leader)
+    ids = {node["ID"] for node in story.cluster.nodes()}
+    story.cut(machine)
+    assert machine.name not in story.spread()
+    story.bring_back(machine)
+    assert {node["ID"] for node in story.cluster.nodes()} == ids
+    story.use_again(machine, REPLICAS + 3)
+    assert_even(story.ask_port(machine, 240), REPLICAS + 3)
+
+
+def test_containers_outlive_a_killed_daemon(story: Story) -> None:
+    """NOD 225, AGT 237: the daemon comes back and adopts what runs."""
+    machine = story.cluster.machines[1]
+
+    def containers() -> set[str]:
+        return {row["Id"] for row in machine.api.get("/containers/json")}
+
+    before = containers()
+    assert before
+    machine.kill_daemon()
+    machine.start_daemon()
+    assert containers() == before
+    wait_until(lambda: len(story.running()) == REPLICAS + 3, "all tasks still run", 30)
+    assert containers() == before
+
+
+def test_services_and_networks_go_without_a_trace(story: Story) -> None:
+    story.remove()
+    for machine in story.cluster.machines:
+        wait_until(
+            lambda machine=machine: machine.api.get("/containers/json", all=1) == [],  # type: ignore[misc]
+            f"{machine.name} has no container",
+            20,
+        )
