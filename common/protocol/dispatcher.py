@@ -5,14 +5,15 @@ One stream per agent, opened by the agent, one MessagePack message per frame.
     agent                                   dispatcher
       Hello(protocol, description)  ──────►   (identity from the certificate)
                                     ◄──────   Welcome(session, …) or Redirect(leader)
-                                    ◄──────   Assign(sequence 0, complete)
-      Applied(sequence)             ──────►
+                                    ◄──────   Assign(sequence n, complete)
+      Applied(sequence n)           ──────►
       StatusReport(statuses)        ──────►   ◄──────  StatusStored(through)
-      Heartbeat(digest)             ──────►
-                                    ◄──────   Assign(sequence n, increment)
+      Heartbeat(digest)             ──────►   ◄──────  Alive
+                                    ◄──────   Assign(sequence n + 1, increment)
+      Resync(reason)                ──────►   ◄──────  Assign(complete)
                                     ◄──────   SessionUpdate(role, managers, heartbeat)
                                     ◄──────   LogRequest(…) / LogCancel
-      LogChunk / LogEnd             ──────►
+      LogChunk / LogEnd             ──────►   ◄──────  LogCredit
 """
 
 import msgspec
@@ -63,14 +64,16 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):
     """What the node should have. A complete one replaces everything, an increment follows the
-    message with `sequence` less by one. Apply `network` before `tasks`."""
+    message with `sequence` less by one. Apply `network` before `tasks`. A complete one may have
+    any `sequence`: it goes on from the node's session before."""
 
     sequence: int
     complete: bool = False
     tasks: tuple[Task, ...] = ()
     removed_tasks: tuple[str, ...] = ()
     network: NetworkChange = NetworkChange()
-    digest: str = ""  # of all that the node should have after this message
+    digest: str = ""  # of the network table that the node should have after this message
+    tasks_digest: str = ""  # of the `task_mark`s of its tasks
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True, tag="applied"):
@@ -97,7 +100,17 @@ class StatusStored(msgspec.Struct, frozen=True, kw_only=True, tag="stored"):
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="beat"):
     sequence: int  # last assignment applied
-    digest: str = ""
+    digest: str = ""  # of the network table after it
+
+
+class Alive(msgspec.Struct, frozen=True, kw_only=True, tag="alive"):
+    """The answer to a heartbeat: the manager is there too."""
+
+
+class Resync(msgspec.Struct, frozen=True, kw_only=True, tag="resync"):
+    """The agent's assignments do not add up: it wants a complete set."""
+
+    reason: str
 
 
 class SessionUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="session"):
@@ -117,6 +130,14 @@ class LogRequest(msgspec.Struct, frozen=True, kw_only=True, tag="logs"):
     until_ns: int = 0
     stdout: bool = True
     stderr: bool = True
+    credit: int = 8  # chunks that may be sent before the first LogCredit
+
+
+class LogCredit(msgspec.Struct, frozen=True, kw_only=True, tag="logs-credit"):
+    """The reader has taken `chunks` more: so many more may be sent."""
+
+    request_id: str
+    chunks: int = 1
 
 
 class LogCancel(msgspec.Struct, frozen=True, kw_only=True, tag="logs-cancel"):
@@ -140,14 +161,28 @@ class LogEnd(msgspec.Struct, frozen=True, kw_only=True, tag="log-end"):
     error: str = ""
 
 
-FromAgent = Hello | Applied | StatusReport | Heartbeat | LogChunk | LogEnd
+FromAgent = Hello | Applied | StatusReport | Heartbeat | Resync | LogChunk | LogEnd
 ToAgent = (
-    Welcome | Redirect | Refused | Assign | StatusStored | SessionUpdate | LogRequest | LogCancel
+    Welcome
+    | Redirect
+    | Refused
+    | Assign
+    | Alive
+    | StatusStored
+    | SessionUpdate
+    | LogRequest
+    | LogCredit
+    | LogCancel
 )
 
 _encoder = msgspec.msgpack.Encoder()
 _from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
 _to_agent: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)
+
+
+def task_mark(task: Task) -> tuple[str, str]:
+    """What both ends digest of a task: that it is there, and how far it should go."""
+    return task.id, task.desired_state.value
 
 
 def encode(message: FromAgent | ToAgent) -> bytes:

@@ -100,7 +100,7 @@ _MODULUS = 1 << 128
 
 
 class Digest:
-    """A fingerprint of a set of items, whatever their order, kept up to date item by item.
+    """A fingerprint of a set of messages, whatever their order, kept up to date one by one.
 
     The sum of the items' hashes: adding or taking one costs one hash, not a walk of the table.
     It guards against mistakes, not against an adversary: both ends are our own nodes.
@@ -109,10 +109,10 @@ class Digest:
     def __init__(self) -> None:
         self._sum = 0
 
-    def add(self, item: NetworkItem) -> None:
+    def add(self, item: object) -> None:
         self._sum = (self._sum + _fingerprint(item)) % _MODULUS
 
-    def take(self, item: NetworkItem) -> None:
+    def take(self, item: object) -> None:
         """Undo `add` of an equal item."""
         self._sum = (self._sum - _fingerprint(item)) % _MODULUS
 
@@ -130,7 +130,7 @@ def digest(items: Iterable[NetworkItem]) -> str:
     return total.text
 
 
-def _fingerprint(item: NetworkItem) -> int:
+def _fingerprint(item: object) -> int:
     return int.from_bytes(hashlib.blake2b(_encoder.encode(item), digest_size=16).digest(), "big")
 
 
