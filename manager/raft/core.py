@@ -256,6 +256,11 @@ class Raft:
         return Ready(messages, tuple(chunks), committed, tuple(reads), write)
 
     @property
+    def installing(self) -> bool:
+        """Whether the log is ahead of the state: a snapshot is on its way to the disk."""
+        return self._install is not None
+
+    @property
     def has_committed(self) -> bool:
         """Whether `ready` has more to apply."""
         log = self.log

@@ -16,3 +16,7 @@ class LogDamaged(ShoalError):
 
 class DiskFailed(ShoalError):
     """The log could not be written. What was not acknowledged may or may not be on disk."""
+
+
+class SnapshotGone(ShoalError):
+    """A newer snapshot has replaced the one asked for."""

@@ -1,0 +1,539 @@
+"""Gives `core.Raft` its clock, disk and network, and its callers something to await.
+
+Inputs (messages, proposals, ticks) go into the core at once; one task then takes out the
+work of all that came together: messages are sent, committed entries applied, and what must be
+on disk is handed to a second task, so that the loop goes on while the disk syncs and
+everything that comes meanwhile shares the next sync.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import zlib
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from common.errors import Conflict, NotLeader, ProposalUncertain, Unavailable
+from manager.raft.config import RaftConfig
+from manager.raft.core import Install, Raft, Role, Write
+from manager.raft.disk import Disk, Stored
+from manager.raft.errors import SnapshotGone
+from manager.raft.leadership import ChunkRequest
+from manager.raft.log import Log
+from manager.raft.membership import Change, UpdateAddress
+from manager.raft.message import (
+    AnyMessage,
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    Member,
+    ProtocolError,
+    SnapshotChunk,
+    SnapshotMeta,
+    decode,
+    encode,
+    encode_configuration,
+)
+from manager.raft.network import Network
+
+_LOG = logging.getLogger(__name__)
+
+CONTACTS_MAX = 32  # senders we can answer although our configuration does not have them
+CHUNKS_MAX = 64
+
+
+class StateMachine(Protocol):
+    """What the log is for. Called on the loop, and never while it is busy with another call."""
+
+    def apply(self, index: int, data: bytes) -> None:
+        """A committed entry, in order; never empty."""
+        ...
+
+    def snapshot(self) -> bytes:
+        """The state after the last applied entry."""
+        ...
+
+    def restore(self, index: int, data: bytes) -> None:
+        """Become the state that `snapshot` gave after entry `index`."""
+        ...
+
+
+class FollowerStatus(msgspec.Struct, frozen=True):
+    """How the leader sees one of the others."""
+
+    id: str
+    match: int  # entries it has for sure
+    mode: str  # probe, replicate or snapshot
+    recently_active: bool
+
+
+class RaftStatus(msgspec.Struct, frozen=True):
+    """How a member stands. `followers` is known to the leader only."""
+
+    role: str  # follower, pre-candidate, candidate or leader
+    term: int
+    leader_id: str  # "" while none is known
+    members: tuple[Member, ...]
+    commit: int
+    applied: int
+    followers: tuple[FollowerStatus, ...] = ()
+    removed: bool = False  # the cluster has taken this member out, for good
+
+    @property
+    def is_leader(self) -> bool:
+        return self.role == Role.LEADER.value
+
+    @property
+    def leader(self) -> Member | None:
+        return next((member for member in self.members if member.id == self.leader_id), None)
+
+
+async def bootstrap(disk: Disk, member: Member) -> None:
+    """Make an empty disk that of a cluster's first and only member, which then may `run`.
+
+    Raises Conflict if the disk holds a log already.
+    """
+    stored = await disk.load()
+    if not stored.is_empty:
+        raise Conflict("there is a Raft log already; leave the cluster before making another")
+    configuration = Configuration((msgspec.structs.replace(member, learner=False),))
+    data = encode_configuration(configuration)
+    first = Entry(1, 1, EntryKind.CONFIGURATION, data)
+    await disk.write(HardState(1, member.id, 1), [first])
+
+
+class Driver:
+    """One member of the cluster, running.
+
+    With an empty disk it is a joiner: it knows nobody and waits for a leader that has been
+    told to add it.
+    """
+
+    def __init__(
+        self,
+        *,
+        member_id: str,
+        config: RaftConfig,
+        disk: Disk,
+        network: Network,
+        machine: StateMachine,
+        rng: random.Random,
+        stored: Stored | None = None,
+    ) -> None:
+        """`stored`: what `disk.load` has returned, if it was called already."""
+        self.member_id = member_id
+        self._config = config
+        self._disk = disk
+        self._network = network
+        self._machine = machine
+        self._rng = rng
+        self._stored = stored
+        self._raft = Raft(member_id, config, rng, Log(), HardState())
+        self._running = False
+        self._stopping = False
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()  # replaced at each change of status
+        self._seen = _identity(self._raft)
+        self._writes: asyncio.Queue[Write] = asyncio.Queue(1)
+        self._chunks: asyncio.Queue[ChunkRequest] = asyncio.Queue(CHUNKS_MAX)
+        self._take_snapshot = asyncio.Event()
+        self._snapshot_index = 0
+        self._proposals: dict[int, tuple[int, asyncio.Future[int]]] = {}  # by index; with term
+        self._reads: dict[int, asyncio.Future[int]] = {}
+        self._applying: list[tuple[int, asyncio.Future[int]]] = []  # reads waiting for an index
+        self._tokens = 0
+        self._contacts: dict[str, Member] = {}
+        self._changing = asyncio.Lock()
+
+    # What callers use
+
+    @property
+    def raft(self) -> Raft:
+        """The core, for inspection only."""
+        return self._raft
+
+    @property
+    def status(self) -> RaftStatus:
+        raft = self._raft
+        return RaftStatus(
+            role=raft.role.value,
+            term=raft.term,
+            leader_id=raft.leader_id,
+            members=raft.log.configuration.members,
+            commit=raft.log.commit,
+            applied=raft.log.applied,
+            followers=self._followers(),
+            removed=raft.removed,
+        )
+
+    async def wait_change(self, seen: RaftStatus) -> RaftStatus:
+        """The status, as soon as role, term, leader, members or removal differ from `seen`."""
+        before = (seen.role, seen.term, seen.leader_id, seen.members, seen.removed)
+        while _identity(self._raft) == before:
+            await self._changed.wait()
+        return self.status
+
+    async def run(self) -> None:
+        """Take part until cancelled or stopped.
+
+        Raises LogDamaged or DiskFailed, after which this member must not go on.
+        """
+        try:
+            await self._start()
+            with contextlib.suppress(_Stopped):
+                await self._work_together()
+        finally:
+            self._running = False
+            self._fail_waiters()
+            await self._disk.close()
+
+    async def stop(self) -> None:
+        """Hand over if we lead and somebody can take over, then end `run`."""
+        if self._running and self._raft.role is Role.LEADER:
+            with contextlib.suppress(Conflict, Unavailable):
+                await self.transfer()
+        self._stopping = True
+        self._wake.set()
+
+    def receive(self, data: bytes) -> None:
+        """Take in a message from a peer. What no correct peer sends is dropped."""
+        if not self._running:
+            return
+        try:
+            envelope = decode(data)
+            self._learn_contact(envelope.message.source, envelope.node_id, envelope.address)
+            self._raft.step(envelope.message)
+        except ProtocolError as error:
+            _LOG.warning("dropped a Raft message: %s", error)
+        self._wake.set()
+
+    async def propose(self, data: bytes, *, term: int | None = None) -> int:
+        """Write `data`; its index, once it is committed and applied here.
+
+        With `term`, only if this member still leads in that term. Raises NotLeader, Invalid
+        or Unavailable if it was surely not written, ProposalUncertain if it may have been.
+        """
+        self._check_running()
+        if term is not None and (self._raft.term != term or self._raft.leadership is None):
+            raise NotLeader(f"this manager no longer leads in term {term}", self._leader_address())
+        return await self._committed(self._raft.propose(data))
+
+    async def change_members(self, change: Change) -> None:
+        """Make one change of the membership; returns once it is committed and in force.
+
+        Waits for its turn. Raises NotLeader, Conflict, NotFound or Invalid if it is refused,
+        ProposalUncertain if it may have happened.
+        """
+        async with self._changing:
+            self._check_running()
+            while self._raft.leadership and not self._raft.can_change:
+                await self._next_change()
+            if index := self._raft.propose_change(change):
+                await self._committed(index)
+
+    async def update_address(self, address: str) -> None:
+        """Tell the cluster that this member, which must lead, is reached at `address`."""
+        await self.change_members(UpdateAddress(self.member_id, address))
+
+    async def read_barrier(self) -> int:
+        """An index such that the state now applied here holds every write acknowledged before.
+
+        Asks a majority whether this member still leads. Raises NotLeader.
+        """
+        self._check_running()
+        self._tokens += 1
+        token = self._tokens
+        self._raft.read_index(token)
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._reads[token] = future
+        self._wake.set()
+        try:
+            return await future
+        finally:
+            self._reads.pop(token, None)
+
+    async def transfer(self, to: str | None = None) -> None:
+        """Hand leadership to member `to`, or to the best; returns once we do not lead.
+
+        Raises NotLeader, or Conflict if nobody could take over in time.
+        """
+        self._check_running()
+        term = self._raft.term
+        target = self._raft.transfer(to or "")
+        self._wake.set()
+        while self._running and self._raft.leadership and self._raft.term == term:
+            if self._raft.leadership.transfer is None:
+                raise Conflict(f"manager {target} did not take over in time; this one still leads")
+            await self._next_change()
+
+    # Starting and ending
+
+    async def _start(self) -> None:
+        stored = self._stored or await self._disk.load()
+        self._stored = None
+        meta = stored.snapshot.meta if stored.snapshot else None
+        if meta:
+            log = Log(meta.index, meta.term, meta.configuration, stored.entries)
+            self._snapshot_index = meta.index
+        else:
+            log = Log(entries=stored.entries)
+        if stored.snapshot:
+            self._machine.restore(stored.snapshot.meta.index, stored.snapshot.data)
+        self._raft = Raft(self.member_id, self._config, self._rng, log, stored.hard_state, meta)
+        self._running = True
+        self._wake.set()
+
+    async def _work_together(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._tick())
+                group.create_task(self._write())
+                group.create_task(self._send_chunks())
+                group.create_task(self._save_snapshots())
+                group.create_task(self._work())
+        except BaseExceptionGroup as errors:
+            # The first cause to the caller, rather than a group of one.
+            raise _first(errors) from None
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise NotLeader("this manager is starting or stopping; try another or try again")
+
+    def _leader_address(self) -> str:
+        leader = self._raft.leader
+        return leader.address if leader and leader.id != self.member_id else ""
+
+    # Tasks
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        period = self._config.tick_ms / 1000
+        due = loop.time() + period
+        while True:
+            await asyncio.sleep(due - loop.time())
+            due += period
+            if due < loop.time():
+                # After a pause, one tick only: messages that waited come before a time-out.
+                due = loop.time() + period
+            self._raft.tick()
+            self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            write = await self._writes.get()
+            if write.install:
+                await self._disk.install(write.install)
+            if write.hard_state or write.entries:
+                await self._disk.write(write.hard_state, write.entries)
+            self._raft.written(write)
+            if write.install:
+                meta = write.install.meta
+                self._machine.restore(meta.index, write.install.data)
+                self._snapshot_index = meta.index
+            self._send(write.messages)
+            self._wake.set()
+
+    async def _work(self) -> None:
+        while not self._stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            self._take_work()
+            if self._raft.has_committed:
+                self._wake.set()
+                await asyncio.sleep(0)
+        raise _Stopped
+
+    def _take_work(self) -> None:
+        ready = self._raft.ready()
+        self._note_change()
+        self._send(ready.messages)
+        for request in ready.chunks:
+            with contextlib.suppress(asyncio.QueueFull):  # asked for again after a while
+                self._chunks.put_nowait(request)
+        for token, index in ready.reads:
+            if future := self._reads.pop(token, None):
+                self._applying.append((index, future))
+        for entry in ready.committed:
+            self._apply(entry)
+        if ready.write:
+            self._writes.put_nowait(ready.write)
+        self._release_reads()
+        self._consider_snapshot()
+
+    def _apply(self, entry: Entry) -> None:
+        if entry.kind is EntryKind.DATA:
+            self._machine.apply(entry.index, entry.data)
+        term, future = self._proposals.pop(entry.index, (0, None))
+        if future is None or future.done():
+            return
+        if term == entry.term:
+            future.set_result(entry.index)
+        else:
+            future.set_exception(
+                NotLeader("another manager leads, and this was not written", self._leader_address())
+            )
+
+    def _release_reads(self) -> None:
+        if not self._applying:
+            return
+        applied = self._raft.log.applied
+        for index, future in self._applying:
+            if index <= applied and not future.done():
+                future.set_result(applied)
+        self._applying = [waiting for waiting in self._applying if waiting[0] > applied]
+
+    async def _send_chunks(self) -> None:
+        """Read parts of snapshots for followers that are far behind."""
+        while True:
+            request = await self._chunks.get()
+            try:
+                data = await self._disk.read_snapshot(request.meta, request.offset, request.length)
+            except SnapshotGone:
+                self._raft.snapshot_missing(request.target)
+                self._wake.set()
+                continue
+            self._send_one(
+                SnapshotChunk(
+                    self.member_id,
+                    request.target,
+                    request.term,
+                    request.meta,
+                    request.offset,
+                    data,
+                )
+            )
+
+    def _consider_snapshot(self) -> None:
+        log = self._raft.log
+        count = log.applied - self._snapshot_index
+        big = log.bytes > self._config.snapshot_log_bytes and count > self._config.keep_entries
+        if count >= self._config.snapshot_entries or big:
+            self._take_snapshot.set()
+
+    async def _save_snapshots(self) -> None:
+        while True:
+            await self._take_snapshot.wait()
+            if self._raft.installing:  # the machine is about to be replaced
+                self._take_snapshot.clear()
+                continue
+            snapshot = self._snapshot()
+            self._snapshot_index = snapshot.meta.index
+            self._take_snapshot.clear()
+            await self._disk.save_snapshot(snapshot)
+            self._raft.snapshot_saved(snapshot.meta)
+
+    def _snapshot(self) -> Install:
+        log = self._raft.log
+        index = log.applied
+        data = self._machine.snapshot()
+        configuration = log.configuration_at(index)
+        term = log.term(index)
+        assert term is not None
+        return Install(SnapshotMeta(index, term, configuration, len(data), zlib.crc32(data)), data)
+
+    # Sending
+
+    def _send(self, messages: tuple[AnyMessage, ...]) -> None:
+        for message in messages:
+            self._send_one(message)
+
+    def _send_one(self, message: AnyMessage) -> None:
+        configuration = self._raft.log.configuration
+        target = configuration.find(message.target) or self._contacts.get(message.target)
+        if target is None:
+            return
+        own = configuration.find(self.member_id)
+        self._network.send(
+            target, encode(own.node_id if own else "", own.address if own else "", message)
+        )
+
+    def _learn_contact(self, member_id: str, node_id: str, address: str) -> None:
+        """Remember where a sender is whom our configuration may not have (yet, or any more)."""
+        if not address or len(address) > 300 or len(member_id) > 100:
+            return
+        self._contacts.pop(member_id, None)
+        self._contacts[member_id] = Member(member_id, node_id, address)
+        while len(self._contacts) > CONTACTS_MAX:
+            del self._contacts[next(iter(self._contacts))]
+
+    # Waiting
+
+    async def _committed(self, index: int) -> int:
+        """Wait until the entry we just appended at `index` is committed and applied."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._proposals[index] = (self._raft.term, future)
+        self._wake.set()
+        return await future
+
+    async def _next_change(self) -> None:
+        """Wait for the status to change, or a tick."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.tick_ms / 1000):
+                await self._changed.wait()
+
+    def _note_change(self) -> None:
+        """Wake those who wait for a change, and let go those who waited for a lost leadership."""
+        identity = _identity(self._raft)
+        if identity == self._seen:
+            return
+        was_leader = self._seen[0] == Role.LEADER.value
+        if was_leader and identity[:2] != self._seen[:2]:
+            self._fail_waiters()
+        self._seen = identity
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _fail_waiters(self) -> None:
+        uncertain = "leadership was lost while writing; the write may have happened"
+        for _, future in self._proposals.values():
+            _fail(future, lambda: ProposalUncertain(uncertain))
+        self._proposals.clear()
+        address = self._leader_address()
+        lost = "leadership was lost while reading; try again"
+        for future in (*self._reads.values(), *(waiting for _, waiting in self._applying)):
+            _fail(future, lambda: NotLeader(lost, address))
+        self._reads.clear()
+        self._applying.clear()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _followers(self) -> tuple[FollowerStatus, ...]:
+        leadership = self._raft.leadership
+        if leadership is None:
+            return ()
+        return tuple(
+            FollowerStatus(
+                member, progress.match, progress.mode.value, leadership.is_active(member)
+            )
+            for member, progress in leadership.progress.items()
+        )
+
+
+class _Stopped(Exception):
+    """`stop` was called; not an error."""
+
+
+_Identity = tuple[str, int, str, tuple[Member, ...], bool]
+
+
+def _identity(raft: Raft) -> _Identity:
+    """What `wait_change` watches."""
+    members = raft.log.configuration.members
+    return (raft.role.value, raft.term, raft.leader_id, members, raft.removed)
+
+
+def _fail(future: "asyncio.Future[int]", error: Callable[[], Exception]) -> None:
+    if not future.done():
+        future.set_exception(error())
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in `group` that is not itself a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
