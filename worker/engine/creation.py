@@ -1,0 +1,181 @@
+"""Makes containers: request, image, networks and volumes into a record on disk."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common.clock import Clock
+from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
+from common.ids import Ids
+from common.model.container import ContainerCreate
+from worker.engine import names, points, request
+from worker.engine.container import Container, MountPoint, Record, State
+from worker.engine.disk import Disk
+from worker.engine.seams import Images, Networks
+from worker.network.model import Attachment, HostPort
+from worker.volumes.copyup import copy_up
+from worker.volumes.store import Volumes
+
+
+class Names:
+    """Which name is whose; a name is taken from before its container is made."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._ids: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        """The id, or ""."""
+        return self._ids.get(name, "")
+
+    def take(self, name: str, container_id: str) -> str:
+        """`name`, or a new one if that is empty. Raises Conflict."""
+        chosen = request.check_name(name) if name else names.new(self._rng, self._ids)
+        holder = self._ids.get(chosen, container_id)
+        if holder != container_id:
+            raise Conflict(
+                f'Conflict. The container name "/{chosen}" is already in use by container '
+                f'"{holder}". You have to remove (or rename) that container to be able to reuse '
+                "that name."
+            )
+        self._ids[chosen] = container_id
+        return chosen
+
+    def free(self, name: str, container_id: str) -> None:
+        if self._ids.get(name) == container_id:
+            del self._ids[name]
+
+
+class Creation:
+    def __init__(
+        self,
+        disk: Disk,
+        images: Images,
+        networks: Networks,
+        volumes: Volumes,
+        names_: Names,
+        ids: Ids,
+        clock: Clock,
+    ) -> None:
+        self._disk = disk
+        self._images = images
+        self._networks = networks
+        self._volumes = volumes
+        self._names = names_
+        self._ids = ids
+        self._clock = clock
+
+    async def create(
+        self,
+        body: ContainerCreate,
+        name: str,
+        attachments: tuple[Attachment, ...] | None,
+        host_ports: tuple[HostPort, ...],
+        owner: str,
+    ) -> Container:
+        """Raises Invalid, NotFound, Conflict, NotImplementedHere; nothing is left then."""
+        image = self._images.get(body.image)
+        container_id = self._ids.hex(64)
+        host = request.check_host(body.host_config)
+        config, line = request.merged(body, image.config, container_id)
+        mode, attachments = self._networks_of(body, attachments)
+        wishes = points.wishes(config, host)
+        chosen = self._names.take(name, container_id)
+        made: list[str] = []
+        try:
+            lower = self._images.lower_dirs(image.id)
+            mounts = [await self._resolve(wish, lower, made) for wish in wishes]
+            record = Record(
+                id=container_id,
+                name=chosen,
+                created_at=self._clock.now(),
+                image_id=image.id,
+                config=config,
+                host_config=host,
+                networking=body.networking_config,
+                path=line[0],
+                args=line[1:],
+                mounts=tuple(mounts),
+                network_mode=mode,
+                attachments=attachments,
+                host_ports=host_ports or request.host_ports(config, host),
+                owner=owner,
+            )
+            await asyncio.to_thread(self._disk.create, record)
+        except BaseException:
+            self._names.free(chosen, container_id)
+            for volume in made:
+                await self._volumes.remove(volume, force=True)
+            await asyncio.to_thread(self._disk.remove, container_id)
+            raise
+        return Container(record, State())
+
+    def _networks_of(
+        self, body: ContainerCreate, given: tuple[Attachment, ...] | None
+    ) -> tuple[str, tuple[Attachment, ...]]:
+        mode, wanted = request.wanted_networks(body.host_config, body.networking_config)
+        if given is not None:
+            return mode, given
+        found = [self._attachment(name, aliases) for name, aliases in wanted.items()]
+        return mode, tuple(found)
+
+    def _attachment(self, name: str, aliases: tuple[str, ...]) -> Attachment:
+        try:
+            network: dict[str, Any] = self._networks.inspect(name)
+        except NotFound:
+            raise NotFound(f"network {name} not found") from None
+        if network.get("Driver") == "overlay":
+            raise NotImplementedHere(
+                f"network {name}: only services can be on an overlay network; use a bridge"
+            )
+        return Attachment(network_id=network["Id"], network_name=network["Name"], aliases=aliases)
+
+    async def _resolve(
+        self, wish: points.Wish, lower: tuple[Path, ...], made: list[str]
+    ) -> MountPoint:
+        """A volume is made if it is missing, and a new one filled from the image."""
+        point = wish.point
+        if point.type == "bind":
+            await asyncio.to_thread(_check_source, point, wish.make_source)
+        if point.type != "volume":
+            return point
+        known = {volume["Name"] for volume in self._volumes.list()}
+        volume = await self._volumes.create(point.name, labels=dict(wish.labels))
+        name = volume["Name"]
+        if name not in known and point.anonymous:
+            made.append(name)
+        path = self._volumes.path(name)
+        if wish.copy:
+            await asyncio.to_thread(copy_up, lower, point.destination, path)
+        return msgspec.structs.replace(point, name=name, source=str(path))
+
+    async def rename(self, container: Container, name: str) -> None:
+        """Raises Conflict, Invalid."""
+        async with container.lock:
+            if container.removed:
+                raise NotFound(f"No such container: {container.id}")
+            old, new = container.name, self._names.take(name, container.id)
+            if new == old:
+                raise Invalid("Renaming a container with the same name as its current name")
+            record = msgspec.structs.replace(container.record, name=new)
+            try:
+                await asyncio.to_thread(self._disk.save_record, record)
+            except OSError:
+                self._names.free(new, container.id)
+                raise
+            container.record = record
+            self._names.free(old, container.id)
+
+
+def _check_source(point: MountPoint, make: bool) -> None:
+    source = Path(point.source)
+    if source.exists():
+        return
+    if not make:
+        raise Invalid(
+            f'invalid mount config for type "bind": bind source path does not exist: {source}'
+        )
+    source.mkdir(parents=True, exist_ok=True)

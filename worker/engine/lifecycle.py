@@ -1,0 +1,394 @@
+"""A container's way from created to running to exited, and back."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common.clock import Clock
+from common.config import DaemonConfig
+from common.errors import Conflict, Invalid, NotFound, ShoalError, Unavailable
+from worker.engine import oci, request, restart, signals
+from worker.engine.background import Background
+from worker.engine.container import Container
+from worker.engine.disk import CONFIG, Disk, replace
+from worker.engine.events import EventBus
+from worker.engine.seams import Images, Networks
+from worker.network.model import SandboxSpec
+from worker.runtime import capabilities
+from worker.runtime.cgroups import Hierarchy
+from worker.runtime.client import KeeperClient, KeeperError
+from worker.runtime.seccomp import FilterCache
+
+_KILL_S = 10.0  # for the kernel to end a process after SIGKILL
+_STRAY_CODE = 255  # how Docker tells of a container whose end nobody saw
+_log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Starts, stops and hears of the end of containers. Every method that changes one finishes
+    what it began even if its caller goes away."""
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        disk: Disk,
+        keeper: KeeperClient,
+        images: Images,
+        networks: Networks,
+        events: EventBus,
+        hierarchy: Hierarchy,
+        clock: Clock,
+        background: Background,
+        on_gone: Callable[[Container], Any],
+    ) -> None:
+        self._config = config
+        self._disk = disk
+        self._keeper = keeper
+        self._images = images
+        self._networks = networks
+        self._events = events
+        self._hierarchy = hierarchy
+        self._clock = clock
+        self._background = background
+        self._filters = FilterCache(config.state_dir / "seccomp")
+        self._last_capability = capabilities.last_of_kernel()
+        self._restarts: dict[str, asyncio.Task[Any]] = {}
+        self._delays: dict[str, float] = {}
+        self._on_gone = on_gone  # removes a container with auto_remove
+        self.on_started: Callable[[Container], None] = lambda _: None
+        self.on_ended: Callable[[Container], None] = lambda _: None
+
+    # --- start
+
+    async def start(self, container: Container) -> None:
+        """Returns once the container's process has executed. Raises Invalid for a command that
+        cannot be executed; `exit_code` is then 127 or 126."""
+        await self._background.finish(self._start_locked(container), f"start {container.name}")
+
+    async def _start_locked(self, container: Container) -> None:
+        async with container.lock:
+            if container.live:
+                return
+            if container.removed or container.state in ("removing", "dead"):
+                raise Conflict(f"container {container.name} is being removed and cannot be started")
+            self.forget_restart(container)
+            container.current.manually_stopped = False
+            await self._launch(container)
+
+    async def _launch(self, container: Container) -> None:
+        container.sandbox = await self._networks.open_sandbox(_sandbox_spec(container))
+        try:
+            lower = self._images.lower_dirs(container.image_id)
+            await asyncio.to_thread(self._write_files, container, lower)
+            answer = await self._keeper.request("start", container=container.id)
+        except (ShoalError, OSError) as error:
+            await self._start_failed(container, error)
+            raise
+        self.running(container, answer)
+        await self.save(container)
+        self.publish(container, "start")
+        self.on_started(container)
+
+    async def _start_failed(self, container: Container, error: Exception) -> None:
+        await self._networks.close_sandbox(container.id)
+        container.sandbox = None
+        current = container.current
+        current.error = str(error)
+        current.exit_code = getattr(error, "code", 0) or 128
+        if current.status == "restarting":
+            current.status = "exited"
+        await self.save(container)
+        container.changed()
+        if isinstance(error, KeeperError):
+            text = f"failed to start container {container.name}: {error}"
+            raise (Invalid if error.code in (126, 127) else ShoalError)(text) from error
+        if isinstance(error, OSError):
+            raise ShoalError(f"failed to start container {container.name}: {error}") from error
+
+    def running(self, container: Container, answer: dict[str, Any]) -> None:
+        """The keeper says that it runs: after a start, or when another daemon started it."""
+        current = container.current
+        current.status, current.pid = "running", answer["pid"]
+        current.started_at = moment(answer["started_ns"]) or self._clock.now()
+        current.exit_code, current.oom_killed, current.error = 0, False, ""
+        container.changed()
+
+    def _write_files(self, container: Container, lower: tuple[Path, ...]) -> None:
+        folder, sandbox = self._disk.folder(container.id), container.sandbox
+        assert sandbox is not None
+        hosts = sandbox.hosts + "".join(
+            f"{address}\t{name}\n"
+            for name, _, address in (
+                h.partition(":") for h in container.host_config.extra_hosts or ()
+            )
+        )
+        (folder / "hosts").write_text(hosts)
+        (folder / "resolv.conf").write_text(sandbox.resolv_conf)
+        (folder / "hostname").write_text(f"{container.config.hostname}\n")
+        around = oci.Surroundings(
+            folder=folder,
+            lower=lower,
+            netns=sandbox.netns,
+            cgroup=self.cgroup(container),
+            seccomp=self.seccomp(container),
+            last_capability=self._last_capability,
+        )
+        configuration = oci.configuration(container.record, around)
+        replace(folder / CONFIG, msgspec.json.encode(configuration), sync=False)
+
+    def cgroup(self, container: Container) -> str:
+        """Below each hierarchy's mount point."""
+        return f"{self._config.cgroup_parent.strip('/')}/{container.id}"
+
+    def seccomp(self, container: Container, privileged: bool = False) -> str:
+        """The file with the filter for the container's processes; "" for none."""
+        host = container.host_config
+        wanted, _ = request.security(host.security_opt or ())
+        if not wanted or host.privileged or privileged:
+            return ""
+        return str(self._filters.path(frozenset(oci.granted(host))))
+
+    # --- the end
+
+    def ended(self, container: Container, event: dict[str, Any]) -> None:
+        """The keeper says that the container's first process has ended."""
+        self._background.start(self._ended(container, event), f"end of {container.name}")
+
+    async def _ended(self, container: Container, event: dict[str, Any]) -> None:
+        async with container.lock:
+            if container.removed:
+                return
+            await self.record_end(container, event)
+            if container.host_config.auto_remove:
+                self._background.start(self._on_gone(container), f"remove {container.name}")
+                return
+            self.plan_restart(container)
+
+    async def record_end(self, container: Container, event: dict[str, Any]) -> None:
+        """Write down how it ended. The caller holds the lock."""
+        current = container.current
+        code = event.get("code")
+        current.status, current.pid = "exited", 0
+        current.exit_code = _STRAY_CODE if code is None else code
+        if code is None:
+            current.error = "nobody saw how the container ended: its keeper or the machine stopped"
+        current.oom_killed = bool(event.get("oom"))
+        current.finished_at = moment(event.get("finished_ns") or 0) or self._clock.now()
+        wait = self._restart_delay(container)
+        if wait is not None:
+            current.status = "restarting"
+        self.on_ended(container)
+        self.publish(container, "die", {"exitCode": str(current.exit_code)})
+        await self.save(container)
+        with contextlib.suppress(Unavailable, KeeperError):
+            await self._keeper.request("forget", container=container.id)
+        container.exits += 1
+        container.changed()
+        await self._networks.close_sandbox(container.id)
+        container.sandbox = None
+
+    def _restart_delay(self, container: Container) -> float | None:
+        current = container.current
+        wait = restart.delay(
+            container.host_config.restart_policy,
+            exit_code=current.exit_code,
+            manually_stopped=current.manually_stopped,
+            restarts=current.restart_count,
+            ran_s=(current.finished_at - current.started_at).total_seconds(),
+            last_s=self._delays.get(container.id, 0.0),
+        )
+        if wait is None:
+            self._delays.pop(container.id, None)
+        else:
+            self._delays[container.id] = wait
+        return wait
+
+    def plan_restart(self, container: Container) -> None:
+        """Start it again when its delay is over, if its policy wants that."""
+        if container.state == "restarting" and container.id not in self._restarts:
+            work = self._restart_later(container, self._delays.get(container.id, 0.1))
+            task = self._background.start(work, f"restart {container.name}")
+            self._restarts[container.id] = task
+
+    async def _restart_later(self, container: Container, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        async with container.lock:
+            if container.state != "restarting" or self._restarts.pop(container.id, None) is None:
+                return
+            container.current.restart_count += 1
+            try:
+                await self._launch(container)
+            except ShoalError as error:
+                _log.warning("restart of %s: %s", container.name, error)
+
+    def forget_restart(self, container: Container) -> None:
+        """Whoever starts, stops or removes it decides now."""
+        task = self._restarts.pop(container.id, None)
+        if task is not None:
+            task.cancel()
+
+    # --- stop
+
+    async def stop(self, container: Container, timeout_s: float | None, signal: str | None) -> None:
+        """The stop signal, `timeout_s` (-1: no end) to obey it, then SIGKILL. Returns when it has
+        ended; nothing happens if it does not run."""
+        number = signals.number(signal or container.config.stop_signal or "SIGTERM")
+        work = self._stop(container, timeout_s, number)
+        await self._background.finish(work, f"stop {container.name}")
+
+    async def _stop(self, container: Container, timeout_s: float | None, number: int) -> None:
+        if container.state == "restarting":
+            async with container.lock:
+                if container.state == "restarting":
+                    self.forget_restart(container)
+                    container.current.status = "exited"
+                    container.current.manually_stopped = True
+                    await self.save(container)
+                    container.changed()
+                    return
+        if not container.live:
+            return
+        container.current.manually_stopped = True
+        await self.save(container)
+        seen = container.exits
+        await self._signal(container, number)
+        if container.state == "paused":
+            await self.unpause(container)
+        if not await self._ends(container, seen, self._grace(container, timeout_s)):
+            await self._kill(container, seen)
+        self.publish(container, "stop")
+
+    def _grace(self, container: Container, timeout_s: float | None) -> float | None:
+        if timeout_s is None:
+            own = container.config.stop_timeout
+            timeout_s = self._config.stop_grace_s if own is None else float(own)
+        return None if timeout_s < 0 else timeout_s
+
+    async def _ends(self, container: Container, seen: int, seconds: float | None) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await container.until(lambda c: c.exits > seen or c.removed)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _kill(self, container: Container, seen: int) -> None:
+        await self._signal(container, 9)
+        if container.state == "paused":
+            await self.unpause(container)
+        if not await self._ends(container, seen, _KILL_S):
+            raise Unavailable(
+                f"container {container.name} did not end {_KILL_S:g} s after SIGKILL: a process "
+                "of it hangs in the kernel"
+            )
+
+    async def kill(self, container: Container, signal: str) -> None:
+        """Send a signal. After SIGKILL, returns when the container has ended."""
+        number = signals.number(signal)
+        if not container.live:
+            raise Conflict(f"cannot kill container: {container.name}: container is not running")
+        stop_signal = signals.number(container.config.stop_signal or "SIGTERM")
+        if number in (9, stop_signal):
+            container.current.manually_stopped = True
+        if number == 9:
+            await self._background.finish(
+                self._kill(container, container.exits), f"kill {container.name}"
+            )
+        else:
+            await self._signal(container, number)
+
+    async def _signal(self, container: Container, number: int) -> None:
+        try:
+            await self._keeper.request("signal", container=container.id, signal=number)
+        except KeeperError:  # it has just ended
+            return
+        self.publish(container, "kill", {"signal": str(number)})
+
+    # --- pause
+
+    async def pause(self, container: Container) -> None:
+        if container.state != "running":
+            raise Conflict(f"container {container.name} is not running")
+        await self._freeze(container, True)
+        container.current.status = "paused"
+        self.publish(container, "pause")
+        container.changed()
+
+    async def unpause(self, container: Container) -> None:
+        if container.state != "paused":
+            raise Conflict(f"container {container.name} is not paused")
+        await self._freeze(container, False)
+        if container.state == "paused":
+            container.current.status = "running"
+            self.publish(container, "unpause")
+            container.changed()
+
+    async def _freeze(self, container: Container, frozen: bool) -> None:
+        try:
+            await asyncio.to_thread(self._hierarchy.freeze, self.cgroup(container), frozen)
+        except FileNotFoundError:
+            raise Conflict(f"container {container.name} is not running") from None
+        except (OSError, TimeoutError) as error:
+            raise ShoalError(f"cannot freeze container {container.name}: {error}") from error
+
+    async def release(self, container: Container) -> None:
+        """It is being removed: the keeper and the network forget it. The caller holds the lock."""
+        with contextlib.suppress(KeeperError):
+            await self._keeper.request("forget", container=container.id, removed=True)
+        await self._networks.close_sandbox(container.id)
+        container.sandbox = None
+        self._delays.pop(container.id, None)
+
+    # --- common
+
+    async def save(self, container: Container) -> None:
+        try:
+            copy = msgspec.structs.replace(container.current)
+            await asyncio.to_thread(self._disk.save_state, container.id, copy)
+        except OSError as error:
+            _log.error("cannot write the state of container %s: %s", container.name, error)
+
+    def publish(
+        self, container: Container, action: str, extra: dict[str, str] | None = None
+    ) -> None:
+        attributes = {
+            **(container.config.labels or {}),
+            "image": container.config.image,
+            "name": container.name,
+            **(extra or {}),
+        }
+        self._events.publish("container", action, container.id, attributes)
+
+    async def close_strays(self, live: set[str]) -> None:
+        """Close sandboxes whose container does not run."""
+        for sandbox_id in set(self._networks.sandboxes()) - live:
+            with contextlib.suppress(NotFound):
+                await self._networks.close_sandbox(sandbox_id)
+
+
+def _sandbox_spec(container: Container) -> SandboxSpec:
+    record, host = container.record, container.host_config
+    return SandboxSpec(
+        id=record.id,
+        mode="none" if record.config.network_disabled else record.network_mode,
+        attachments=record.attachments,
+        host_ports=record.host_ports,
+        hostname=record.config.hostname,
+        dns_servers=host.dns or (),
+        dns_search=host.dns_search or (),
+        dns_options=host.dns_options or (),
+        sysctls={k: v for k, v in (host.sysctls or {}).items() if k.startswith("net.")},
+    )
+
+
+def moment(time_ns: int) -> dt.datetime | None:
+    """Nanoseconds since 1970 as a time; None for 0."""
+    if not time_ns:
+        return None
+    return dt.datetime.fromtimestamp(time_ns // 1000 / 1_000_000, dt.UTC)

@@ -1,0 +1,223 @@
+"""The OCI runtime configuration of a container. Pure: paths in, a plain object out."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.model.container import ContainerConfig, HostConfig
+from worker.engine import request
+from worker.engine.container import MountPoint, Record
+from worker.runtime import capabilities
+from worker.runtime.plan import PREFIX
+
+MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_SHM_SIZE = 64 << 20
+_PERIOD = 100_000  # µs, of the CPU quota
+# What a container may use; it may make nodes of any device, but not open them.
+_DEVICES: tuple[dict[str, Any], ...] = (
+    {"allow": False, "access": "rwm"},
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2))
+    ),
+    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+)
+
+
+class Surroundings(NamedTuple):
+    """What the node adds to a container's own wishes."""
+
+    folder: Path
+    lower: tuple[Path, ...]
+    netns: str  # "": the machine's own network
+    cgroup: str
+    seccomp: str  # file of the filter; "": none
+    last_capability: int  # the highest that the kernel knows
+
+
+def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
+    """`config.json` for one start of the container."""
+    config, host = record.config, record.host_config
+    return {
+        "ociVersion": "1.1.0",
+        "root": {"path": str(around.folder / "rootfs"), "readonly": host.readonly_rootfs},
+        "hostname": config.hostname,
+        "domainname": config.domainname,
+        "process": {
+            "args": [record.path, *record.args],
+            **process(config, host, around.last_capability),
+        },
+        "mounts": mounts(record, around.folder),
+        "linux": {
+            "namespaces": _namespaces(around.netns),
+            "cgroupsPath": around.cgroup,
+            "resources": resources(host),
+            "sysctl": host.sysctls or {},
+            "maskedPaths": list(_paths(host.masked_paths, MASKED, host.privileged)),
+            "readonlyPaths": list(_paths(host.readonly_paths, READ_ONLY, host.privileged)),
+        },
+        "annotations": _annotations(record, around),
+    }
+
+
+def process(
+    config: ContainerConfig, host: HostConfig, last_capability: int, privileged: bool = False
+) -> dict[str, Any]:
+    """The `process` member without its arguments; an exec has the same."""
+    names = granted(host, privileged)[: last_capability + 1]
+    _, no_new_privileges = request.security(host.security_opt or ())
+    return {
+        "terminal": config.tty,
+        "env": list(config.env or ()),
+        "cwd": config.working_dir or "/",
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), names),
+        "noNewPrivileges": no_new_privileges,
+        "oomScoreAdj": host.oom_score_adj or None,
+        "rlimits": [
+            {
+                "type": f"RLIMIT_{limit.name.upper().removeprefix('RLIMIT_')}",
+                "soft": limit.soft,
+                "hard": limit.hard,
+            }
+            for limit in host.ulimits or ()
+        ],
+    }
+
+
+def granted(host: HostConfig, privileged: bool = False) -> list[str]:
+    """The container's capabilities; an exec may be privileged on its own."""
+    return capabilities.chosen(
+        host.cap_add or (), host.cap_drop or (), host.privileged or privileged
+    )
+
+
+def process_notes(config: ContainerConfig, host: HostConfig, seccomp: str) -> dict[str, str]:
+    """The annotations that belong to a process: who it is, and its filter."""
+    return {
+        f"{PREFIX}user": config.user or "0",
+        f"{PREFIX}groups": json.dumps(host.group_add or ()),
+        f"{PREFIX}seccomp": seccomp,
+    }
+
+
+def _annotations(record: Record, around: Surroundings) -> dict[str, str]:
+    config, host = record.config, record.host_config
+    notes = process_notes(config, host, around.seccomp)
+    notes |= {
+        f"{PREFIX}overlay.lower": json.dumps([str(path) for path in around.lower]),
+        f"{PREFIX}overlay.upper": str(around.folder / "upper"),
+        f"{PREFIX}overlay.work": str(around.folder / "work"),
+    }
+    if host.init:
+        notes[f"{PREFIX}init"] = "true"
+    if config.open_stdin:
+        notes[f"{PREFIX}stdin"] = "once" if config.stdin_once else "open"
+    log = request.log_options(host)
+    if log is None:
+        notes[f"{PREFIX}log"] = "none"
+    else:
+        notes |= {f"{PREFIX}log.max-size": str(log[0]), f"{PREFIX}log.max-files": str(log[1])}
+    return notes
+
+
+def _namespaces(netns: str) -> list[dict[str, str]]:
+    kinds = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")]
+    return [*kinds, {"type": "network", "path": netns}] if netns else kinds
+
+
+def _paths(
+    own: tuple[str, ...] | None, default: tuple[str, ...], privileged: bool
+) -> tuple[str, ...]:
+    if own is not None:
+        return own
+    return () if privileged else default
+
+
+def mounts(record: Record, folder: Path) -> list[dict[str, Any]]:
+    """All mounts in order: the kernel's, the three files, then the user's by depth."""
+    host = record.host_config
+    ro = [] if host.privileged else ["ro"]
+    shm = host.shm_size or _SHM_SIZE
+    safe = ["nosuid", "noexec", "nodev"]
+    entries = [
+        _mount("/proc", "proc", safe),
+        _mount("/dev", "tmpfs", ["nosuid", "mode=755", "size=64k"]),
+        _mount(
+            "/dev/pts",
+            "devpts",
+            ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        _mount("/dev/shm", "tmpfs", [*safe, "mode=1777", f"size={shm}"]),
+        _mount("/dev/mqueue", "mqueue", safe),
+        _mount("/sys", "sysfs", [*safe, *ro]),
+        _mount("/sys/fs/cgroup", "cgroup", [*safe, *ro]),
+    ]
+    taken = {point.destination for point in record.mounts}
+    entries += [
+        _mount(f"/etc/{name}", "bind", ["bind"], str(folder / name))
+        for name in ("hosts", "hostname", "resolv.conf")
+        if f"/etc/{name}" not in taken
+    ]
+    ordered = sorted(record.mounts, key=lambda point: point.destination.count("/"))
+    return entries + [user_mount(point) for point in ordered]
+
+
+def user_mount(point: MountPoint) -> dict[str, Any]:
+    """One mount that the user asked for."""
+    if point.type == "tmpfs":
+        options = ["nosuid", "nodev", *point.options]
+        if not {"exec", "noexec"} & set(options):
+            options.append("noexec")
+        return _mount(point.destination, "tmpfs", options)
+    options = ["rbind" if point.recursive else "bind", point.propagation or "rprivate"]
+    if point.read_only:
+        options.append("ro")
+    return _mount(point.destination, "bind", options, point.source)
+
+
+def _mount(target: str, kind: str, options: list[str], source: str = "") -> dict[str, Any]:
+    return {"destination": target, "type": kind, "source": source or kind, "options": options}
+
+
+def resources(host: HostConfig) -> dict[str, Any]:
+    """`linux.resources`. Without a swap limit a container may swap as much as its memory."""
+    memory: dict[str, Any] = {}
+    if host.memory:
+        memory = {"limit": host.memory, "swap": host.memory_swap or 2 * host.memory}
+    if host.memory_reservation:
+        memory["reservation"] = host.memory_reservation
+    if host.oom_kill_disable:
+        memory["disableOOMKiller"] = True
+    cpu: dict[str, Any] = {
+        "shares": host.cpu_shares,
+        "quota": host.cpu_quota,
+        "period": host.cpu_period,
+        "cpus": host.cpuset_cpus,
+        "mems": host.cpuset_mems,
+    }
+    if host.nano_cpus:
+        cpu |= {"quota": max(host.nano_cpus * _PERIOD // 10**9, 1000), "period": _PERIOD}
+    result: dict[str, Any] = {
+        "memory": memory,
+        "cpu": {name: value for name, value in cpu.items() if value},
+        "devices": [] if host.privileged else list(_DEVICES),
+    }
+    if host.pids_limit:
+        result["pids"] = {"limit": host.pids_limit}
+    return result

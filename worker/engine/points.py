@@ -1,0 +1,157 @@
+"""The mounts that a user asks for, in Docker's three ways of asking. Pure."""
+
+import posixpath
+
+import msgspec
+
+from common.errors import Invalid, NotImplementedHere
+from common.model.container import ContainerConfig, HostConfig
+from common.model.mounts import Mount
+from worker.engine.container import MountPoint
+
+_PROPAGATION = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
+_FORBIDDEN = ("/", "/proc", "/dev", "/sys")
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """A mount, and what must be made for it first."""
+
+    point: MountPoint
+    make_source: bool = False  # a bind of a folder that need not exist
+    labels: tuple[tuple[str, str], ...] = ()  # of a volume to make
+    copy: bool = False  # fill a new volume from the image
+
+
+def wishes(config: ContainerConfig, host: HostConfig) -> list[Wish]:
+    """All mounts; what the image declares as a volume comes last, where nothing else is mounted.
+
+    Raises Invalid, NotImplementedHere.
+    """
+    found = [_bind(text) for text in host.binds or ()]
+    found += [_mount(mount) for mount in host.mounts or ()]
+    found += [_tmpfs(target, options) for target, options in (host.tmpfs or {}).items()]
+    seen: set[str] = set()
+    for wish in found:
+        if wish.point.destination in seen:
+            raise Invalid(f"Duplicate mount point: {wish.point.destination}")
+        seen.add(wish.point.destination)
+    for target in config.volumes or {}:
+        clean = destination(target)
+        if clean not in seen:
+            point = MountPoint(type="volume", destination=clean, anonymous=True)
+            found.append(Wish(point, copy=True))
+    return found
+
+
+def destination(path: str) -> str:
+    """`path` made plain. Raises Invalid."""
+    clean = posixpath.normpath(path)
+    if not path.startswith("/"):
+        raise Invalid(f"invalid mount target {path!r}: it must be an absolute path")
+    clean = "/" + clean.lstrip("/")
+    if clean in _FORBIDDEN or clean.startswith("/proc/"):
+        raise Invalid(f"invalid mount target {path!r}: it would cover what the container needs")
+    return clean
+
+
+def _bind(text: str) -> Wish:
+    """SOURCE:TARGET[:OPTIONS], TARGET alone for an anonymous volume."""
+    parts = text.split(":")
+    if len(parts) == 1:
+        point = MountPoint(type="volume", destination=destination(text), anonymous=True)
+        return Wish(point, copy=True)
+    if len(parts) > 3 or not parts[0]:
+        raise Invalid(f"invalid volume specification: {text!r}; use SOURCE:TARGET[:OPTIONS]")
+    source, target, mode = parts[0], parts[1], parts[2] if len(parts) == 3 else ""
+    read_only, propagation, copy = False, "", True
+    for option in filter(None, mode.split(",")):
+        if option in ("ro", "rw"):
+            read_only = option == "ro"
+        elif option in _PROPAGATION:
+            propagation = option
+        elif option == "nocopy":
+            copy = False
+        elif option not in ("z", "Z"):  # labels of SELinux, which is not here
+            raise Invalid(f"invalid mode: {mode} in {text!r}")
+    bind = source.startswith("/")
+    point = MountPoint(
+        type="bind" if bind else "volume",
+        source=posixpath.normpath(source) if bind else "",
+        name="" if bind else source,
+        destination=destination(target),
+        read_only=read_only,
+        propagation=propagation,
+        mode=mode,
+    )
+    return Wish(point, make_source=bind, copy=copy and not bind)
+
+
+def _mount(mount: Mount) -> Wish:
+    target = destination(mount.target)
+    if mount.type == "bind":
+        return _bind_mount(mount, target)
+    if mount.type == "volume":
+        return _volume_mount(mount, target)
+    if mount.type != "tmpfs":
+        raise NotImplementedHere(f"mount type {mount.type!r} is not supported")
+    if mount.source:
+        raise Invalid(f"mount {target}: a tmpfs has no Source")
+    options = []
+    if mount.tmpfs_options is not None:
+        if mount.tmpfs_options.size_bytes:
+            options.append(f"size={mount.tmpfs_options.size_bytes}")
+        if mount.tmpfs_options.mode:
+            options.append(f"mode={mount.tmpfs_options.mode:o}")
+    if mount.read_only:
+        options.append("ro")
+    return Wish(MountPoint(type="tmpfs", destination=target, options=tuple(options)))
+
+
+def _bind_mount(mount: Mount, target: str) -> Wish:
+    if not mount.source.startswith("/"):
+        raise Invalid(f"mount {target}: the Source of a bind must be an absolute path")
+    options = mount.bind_options
+    propagation = options.propagation if options is not None else ""
+    if propagation and propagation not in _PROPAGATION:
+        raise Invalid(f"mount {target}: invalid propagation {propagation!r}")
+    point = MountPoint(
+        type="bind",
+        source=posixpath.normpath(mount.source),
+        destination=target,
+        read_only=mount.read_only,
+        propagation=propagation,
+        recursive=not (options is not None and options.non_recursive),
+    )
+    return Wish(point, make_source=options is not None and options.create_mountpoint)
+
+
+def _volume_mount(mount: Mount, target: str) -> Wish:
+    options = mount.volume_options
+    labels: tuple[tuple[str, str], ...] = ()
+    copy = True
+    if options is not None:
+        driver = options.driver_config
+        if driver is not None and (driver.name not in ("", "local") or driver.options):
+            raise NotImplementedHere(f"mount {target}: only plain local volumes are supported")
+        if options.subpath:
+            raise NotImplementedHere(f"mount {target}: VolumeOptions.Subpath is not supported")
+        labels, copy = tuple(options.labels.items()), not options.no_copy
+    point = MountPoint(
+        type="volume",
+        name=mount.source,
+        destination=target,
+        read_only=mount.read_only,
+        anonymous=not mount.source,
+    )
+    return Wish(point, labels=labels, copy=copy)
+
+
+def _tmpfs(target: str, options: str) -> Wish:
+    words = tuple(filter(None, options.split(",")))
+    for word in words:
+        name = word.partition("=")[0]
+        if name not in ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks") and word not in (
+            "ro", "rw", "exec", "noexec", "suid", "nosuid", "dev", "nodev", "noatime",
+        ):  # fmt: skip
+            raise Invalid(f"tmpfs {target}: unknown option {word!r}")
+    return Wish(MountPoint(type="tmpfs", destination=destination(target), options=words))

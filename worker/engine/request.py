@@ -1,0 +1,313 @@
+"""From a create request and an image to what a container shall be. Pure.
+
+What Docker would honour and this engine does not is refused here, by name.
+"""
+
+import ipaddress
+import re
+from typing import Any
+
+import msgspec
+
+from common.errors import Invalid, NotImplementedHere
+from common.model.container import (
+    ContainerConfig,
+    ContainerCreate,
+    HostConfig,
+    NetworkingConfig,
+    PortBinding,
+)
+from common.model.image import ImageConfig
+from common.model.task import HealthConfig
+from worker.engine import signals
+from worker.network.model import HostPort
+from worker.runtime import capabilities
+
+_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
+_HOSTNAME = re.compile(r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62})$")
+_PORT = re.compile(r"^(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?$")
+_LEAST_MEMORY = 6 << 20
+_SYSCTLS = ("net.", "fs.mqueue.", "kernel.shm", "kernel.msg", "kernel.sem")
+_LOG_DRIVERS = ("", "json-file", "local", "none")
+_LOG_OPTIONS = {"max-size", "max-file"}
+_DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_RESTART = ("", "no", "always", "unless-stopped", "on-failure")
+_SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_SIZE = re.compile(r"^(\d+)\s*([kmg]?)b?$", re.IGNORECASE)
+
+
+def check_name(name: str) -> str:
+    """`name` without its slash. Raises Invalid."""
+    bare = name.removeprefix("/")
+    if not _NAME.match(bare):
+        raise Invalid(
+            f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+        )
+    return bare
+
+
+def merged(
+    body: ContainerCreate, image: ImageConfig, container_id: str
+) -> tuple[ContainerConfig, tuple[str, ...]]:
+    """The configuration with the image's defaults, and the command to run.
+
+    A given entrypoint drops the image's command too, as in Docker. Raises Invalid.
+    """
+    entrypoint, command = words(body.entrypoint), words(body.cmd)
+    if entrypoint is None:
+        entrypoint = image.entrypoint or ()
+        if command is None or not command:
+            command = image.cmd
+    elif entrypoint == ("",):
+        entrypoint = ()
+    line = (*entrypoint, *(command or ()))
+    if not line:
+        raise Invalid("no command specified: the image names none, so give one")
+    config = ContainerConfig(
+        **{
+            **{field: getattr(body, field) for field in ContainerConfig.__struct_fields__},
+            "hostname": body.hostname or container_id[:12],
+            "user": body.user or image.user,
+            "exposed_ports": {**(image.exposed_ports or {}), **(body.exposed_ports or {})} or None,
+            "env": environment(image.env or (), body.env or (), body.tty),
+            "cmd": command or None,
+            "entrypoint": entrypoint or None,
+            "healthcheck": health(body.healthcheck, image.healthcheck),
+            "volumes": {**(image.volumes or {}), **(body.volumes or {})} or None,
+            "working_dir": body.working_dir or image.working_dir,
+            "labels": {**(image.labels or {}), **(body.labels or {})},
+            "stop_signal": body.stop_signal or image.stop_signal or None,
+            "shell": body.shell or image.shell,
+        }
+    )
+    _check_config(config)
+    return config, line
+
+
+def words(value: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
+    """A command given as one text is one word, as Docker's API has it."""
+    return (value,) if isinstance(value, str) else value
+
+
+def environment(image: tuple[str, ...], own: tuple[str, ...], tty: bool) -> tuple[str, ...]:
+    """The image's variables, then the request's; a later one replaces an earlier of its name."""
+    lines = {line.partition("=")[0]: line for line in (_DEFAULT_PATH, *image)}
+    if tty:
+        lines.setdefault("TERM", "TERM=xterm")
+    for line in own:
+        name, equals, _ = line.partition("=")
+        if not name:
+            raise Invalid(f"Env: {line!r} has no name before the equals sign")
+        if equals:
+            lines[name] = line
+        else:
+            lines.pop(name, None)
+    return tuple(lines.values())
+
+
+def health(own: HealthConfig | None, image: HealthConfig | None) -> HealthConfig | None:
+    """The request's check over the image's, field by field; ["NONE"] turns it off."""
+    if own is None:
+        return image
+    if own.test[:1] == ("NONE",):
+        return None
+    base = image or HealthConfig()
+    changes = {f: getattr(own, f) for f in HealthConfig.__struct_fields__ if getattr(own, f)}
+    joined = msgspec.structs.replace(base, **changes)
+    for field in ("interval", "timeout", "start_period", "start_interval"):
+        value = getattr(joined, field)
+        if value < 0 or 0 < value < 1_000_000:
+            raise Invalid(f"Healthcheck.{field} = {value} ns: must be 0 or at least 1 ms")
+    if joined.retries < 0:
+        raise Invalid(f"Healthcheck.Retries = {joined.retries} cannot be negative")
+    if joined.test and joined.test[0] not in ("CMD", "CMD-SHELL", "NONE"):
+        raise Invalid(f"Healthcheck.Test: {joined.test[0]!r} is not CMD, CMD-SHELL or NONE")
+    return joined if joined.test and joined.test[0] != "NONE" else None
+
+
+def _check_config(config: ContainerConfig) -> None:
+    if config.hostname and not _HOSTNAME.match(config.hostname):
+        raise Invalid(f"Hostname = {config.hostname!r} is not a host name")
+    if config.working_dir and not config.working_dir.startswith("/"):
+        raise Invalid(f"WorkingDir = {config.working_dir!r} must be an absolute path")
+    if config.stop_signal:
+        signals.number(config.stop_signal)
+    if config.mac_address:
+        raise NotImplementedHere("MacAddress is not supported: the node gives the address")
+
+
+def check_host(host: HostConfig) -> HostConfig:
+    """Refuses what is wrong or not done. Raises Invalid, NotImplementedHere."""
+    _refuse_modes(host)
+    _check_limits(host)
+    security(host.security_opt or ())
+    if host.runtime not in ("", "shoal"):
+        raise NotImplementedHere(f"HostConfig.Runtime = {host.runtime!r}: use shoal")
+    if host.restart_policy.name not in _RESTART:
+        raise Invalid(f"invalid restart policy '{host.restart_policy.name}'")
+    if host.restart_policy.maximum_retry_count < 0:
+        raise Invalid("maximum retry count cannot be negative")
+    if host.auto_remove and host.restart_policy.name not in ("", "no"):
+        raise Invalid("can't create 'AutoRemove' container with restart policy")
+    try:
+        capabilities.chosen(host.cap_add or (), host.cap_drop or ())
+    except ValueError as error:
+        raise Invalid(f"HostConfig.CapAdd/CapDrop: {error}") from error
+    log_options(host)
+    return host
+
+
+def _refuse_modes(host: HostConfig) -> None:
+    wanted = {
+        "PidMode": (host.pid_mode, ("", "private")),
+        "IpcMode": (host.ipc_mode, ("", "private", "shareable")),
+        "UTSMode": (host.uts_mode, ("",)),
+        "UsernsMode": (host.userns_mode, ("", "host")),
+        "CgroupnsMode": (host.cgroupns_mode, ("", "private")),
+        "CgroupParent": (host.cgroup_parent, ("",)),
+    }
+    for name, (value, allowed) in wanted.items():
+        if value not in allowed:
+            raise NotImplementedHere(f"HostConfig.{name} = {value!r} is not supported")
+    if host.network_mode.startswith("container:"):
+        raise NotImplementedHere(
+            f"HostConfig.NetworkMode = {host.network_mode!r}: sharing another container's "
+            "network is not supported"
+        )
+
+
+def _check_limits(host: HostConfig) -> None:
+    if 0 < host.memory < _LEAST_MEMORY or host.memory < 0:
+        raise Invalid("Minimum memory limit allowed is 6MB")
+    if host.memory_swap > 0 and (not host.memory or host.memory_swap < host.memory):
+        raise Invalid("HostConfig.MemorySwap must be given with Memory and not be smaller than it")
+    if host.memory_reservation and host.memory and host.memory_reservation > host.memory:
+        raise Invalid("HostConfig.MemoryReservation must not exceed Memory")
+    if host.nano_cpus < 0 or (host.nano_cpus and (host.cpu_quota or host.cpu_period)):
+        raise Invalid("HostConfig.NanoCpus must be positive, and not come with CpuQuota/CpuPeriod")
+    if 0 < host.nano_cpus < 10_000_000:
+        raise Invalid("HostConfig.NanoCpus: at least 0.01 CPUs are needed")
+    if host.cpu_shares < 0 or host.cpu_quota < -1 or host.cpu_period < 0:
+        raise Invalid("HostConfig: CpuShares, CpuQuota and CpuPeriod cannot be negative")
+    if not -1000 <= host.oom_score_adj <= 1000:
+        raise Invalid(f"HostConfig.OomScoreAdj = {host.oom_score_adj} is not in -1000 … 1000")
+    for name in host.sysctls or {}:
+        if not name.startswith(_SYSCTLS) and name != "kernel.domainname":
+            raise Invalid(f"sysctl {name!r} is not of a namespace and would change the machine")
+
+
+def security(options: tuple[str, ...]) -> tuple[bool, bool]:
+    """(seccomp filter, no new privileges) of HostConfig.SecurityOpt."""
+    seccomp, no_new_privileges = True, False
+    for option in options:
+        name, _, value = option.replace(":", "=", 1).partition("=")
+        if name == "no-new-privileges" and value in ("", "true", "false"):
+            no_new_privileges = value != "false"
+        elif name == "seccomp" and value in ("unconfined", "builtin"):
+            seccomp = value != "unconfined"
+        elif (name, value) not in (("apparmor", "unconfined"), ("label", "disable")):
+            raise NotImplementedHere(f"HostConfig.SecurityOpt {option[:80]!r} is not supported")
+    return seccomp, no_new_privileges
+
+
+def log_options(host: HostConfig) -> tuple[int, int] | None:
+    """(bytes of one file, number of files) of the log; None: none is kept.
+
+    Without options 5 files of 20 MB: a log may not fill the disk.
+    """
+    driver, options = host.log_config.type, host.log_config.config or {}
+    if driver not in _LOG_DRIVERS:
+        raise NotImplementedHere(f"HostConfig.LogConfig.Type = {driver!r}: use json-file or none")
+    if unknown := set(options) - _LOG_OPTIONS:
+        raise NotImplementedHere(f"log option {sorted(unknown)[0]!r} is not supported")
+    if driver == "none":
+        return None
+    files = options.get("max-file", "5")
+    if not files.isdecimal() or not 1 <= int(files) <= 1000:
+        raise Invalid(f"log option max-file = {files!r} is not a number from 1 to 1000")
+    size_text = options.get("max-size", "20m")
+    size = -1 if size_text == "-1" else _bytes("log option max-size", size_text)
+    return max(size, 0), int(files)
+
+
+def _bytes(what: str, text: str) -> int:
+    match = _SIZE.match(text)
+    if match is None:
+        raise Invalid(f"{what} = {text!r} is not a size such as 10m")
+    return int(match[1]) * _SIZES[match[2].lower()]
+
+
+def host_ports(config: ContainerConfig, host: HostConfig) -> tuple[HostPort, ...]:
+    """The published ports that the network part shall open. Raises Invalid."""
+    ports = []
+    for text, bindings in (host.port_bindings or {}).items():
+        target, protocol = port(text)
+        for binding in bindings or (PortBinding(),):
+            published = binding.host_port or "0"
+            if not published.isdecimal() or int(published) > 65535:
+                raise Invalid(f"PortBindings {text}: HostPort {published!r} is not a port number")
+            if binding.host_ip:
+                _check_address(text, binding.host_ip)
+            ports.append(
+                HostPort(
+                    protocol=protocol,
+                    published=int(published),
+                    target=target,
+                    host_ip="" if binding.host_ip in ("0.0.0.0", "::") else binding.host_ip,
+                )
+            )
+    if host.publish_all_ports:
+        bound = {(p.protocol, p.target) for p in ports}
+        for text in config.exposed_ports or {}:
+            target, protocol = port(text)
+            if (protocol, target) not in bound:
+                ports.append(HostPort(protocol=protocol, published=0, target=target))
+    return tuple(ports)
+
+
+def _check_address(what: str, text: str) -> None:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise Invalid(f"PortBindings {what}: HostIp {text!r} is not an address") from None
+
+
+def port(text: str) -> tuple[int, str]:
+    """`80/tcp` as (80, "tcp"). Raises Invalid."""
+    match = _PORT.match(text)
+    if match is None or match[2] or not 0 < int(match[1]) < 65536:
+        raise Invalid(f"port {text!r} is not like 80/tcp")
+    if match[3] == "sctp":
+        raise NotImplementedHere(f"port {text!r}: sctp is not supported")
+    return int(match[1]), match[3] or "tcp"
+
+
+def wanted_networks(
+    host: HostConfig, networking: NetworkingConfig | None
+) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """(sandbox mode, aliases by network name) that a user's container asks for."""
+    mode = host.network_mode
+    if mode in ("none", "host"):
+        return mode, {}
+    names: dict[str, tuple[str, ...]] = {}
+    if mode not in ("", "default", "bridge"):
+        names[mode] = ()
+    for name, endpoint in ((networking and networking.endpoints_config) or {}).items():
+        if endpoint is not None:
+            _refuse_endpoint(name, endpoint)
+        if name not in ("", "default", "bridge"):
+            names[name] = (endpoint and endpoint.aliases) or ()
+    return "private", names
+
+
+def _refuse_endpoint(name: str, endpoint: Any) -> None:
+    fixed = endpoint.ipam_config
+    asked = {
+        "Links": endpoint.links,
+        "IPAMConfig": fixed and (fixed.ipv4_address or fixed.ipv6_address),
+        "MacAddress": endpoint.mac_address,
+        "DriverOpts": endpoint.driver_opts,
+    }
+    for field, value in asked.items():
+        if value:
+            raise NotImplementedHere(f"EndpointsConfig.{name}.{field} is not supported")

@@ -1,0 +1,41 @@
+"""What the engine needs of its neighbours: images and networks."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from common.model.image import ImageConfig
+from worker.network.model import Sandbox, SandboxSpec
+
+
+class Image(Protocol):
+    """The part of an image that a container is made from."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def config(self) -> ImageConfig: ...
+
+
+class Images(Protocol):
+    def get(self, ref: str) -> Image:
+        """By name, digest or id. Raises NotFound."""
+        ...
+
+    def lower_dirs(self, image_id: str) -> tuple[Path, ...]:
+        """The unpacked layers, topmost first. Raises NotFound."""
+        ...
+
+
+class Networks(Protocol):
+    async def open_sandbox(self, spec: SandboxSpec) -> Sandbox: ...
+
+    async def close_sandbox(self, id: str) -> None:
+        """Safe to repeat."""
+        ...
+
+    def sandboxes(self) -> dict[str, Sandbox]: ...
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """A network of this node as the API shows it. Raises NotFound."""
+        ...

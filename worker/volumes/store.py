@@ -1,0 +1,171 @@
+"""Volumes of one node: folders that outlive containers.
+
+volumes/NAME/_data        the content
+volumes/NAME/volume.json  labels and when it was made; written last, so it marks a whole volume
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common.clock import Clock
+from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
+from common.ids import Ids
+
+_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}$")
+_META = "volume.json"
+ANONYMOUS = "com.docker.volume.anonymous"
+
+Filters = dict[str, list[str]]
+Publish = Callable[[str, str, str, dict[str, str]], None]
+
+
+class Volume(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    created_at: dt.datetime
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Volumes:
+    """Named and anonymous volumes. `in_use(name)` gives the ids of containers that have it."""
+
+    def __init__(
+        self,
+        root: Path,
+        clock: Clock,
+        ids: Ids,
+        publish: Publish,
+        in_use: Callable[[str], list[str]],
+    ) -> None:
+        self._root = root
+        self._clock = clock
+        self._ids = ids
+        self._publish = publish
+        self._in_use = in_use
+        self._volumes: dict[str, Volume] = {}
+
+    async def open(self) -> None:
+        """Find what is on disk; a half-made or half-removed volume is cleared away."""
+        self._volumes = await asyncio.to_thread(self._load)
+
+    def _load(self) -> dict[str, Volume]:
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._root.chmod(0o701)
+        found = {}
+        for folder in self._root.iterdir():
+            try:
+                volume = msgspec.json.decode((folder / _META).read_bytes(), type=Volume)
+            except (OSError, msgspec.DecodeError):
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                found[volume.name] = volume
+        return found
+
+    def list(self, filters: Filters | None = None) -> list[dict[str, Any]]:
+        """Docker's JSON of all that pass: name, label, driver, dangling."""
+        wanted = filters or {}
+        if unknown := set(wanted) - {"name", "label", "driver", "dangling"}:
+            raise Invalid(f"invalid filter {sorted(unknown)[0]!r}")
+        names = sorted(self._volumes)
+        return [self._json(self._volumes[name]) for name in names if self._passes(name, wanted)]
+
+    def _passes(self, name: str, wanted: Filters) -> bool:
+        labels = self._volumes[name].labels
+        if (values := wanted.get("name")) and not any(value in name for value in values):
+            return False
+        if not set(wanted.get("driver") or ["local"]) & {"local"}:
+            return False
+        for text in wanted.get("label") or ():
+            key, equals, value = text.partition("=")
+            if key not in labels or (equals and labels[key] != value):
+                return False
+        dangling = wanted.get("dangling") or ()
+        return all((v in ("1", "true")) == (not self._in_use(name)) for v in dangling)
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        return self._json(self._find(name))
+
+    def _find(self, name: str) -> Volume:
+        if name not in self._volumes:
+            raise NotFound(f"get {name}: no such volume")
+        return self._volumes[name]
+
+    def path(self, name: str) -> Path:
+        """Where its content lies."""
+        return self._root / self._find(name).name / "_data"
+
+    def _json(self, volume: Volume) -> dict[str, Any]:
+        return {
+            "Name": volume.name,
+            "Driver": "local",
+            "Mountpoint": str(self._root / volume.name / "_data"),
+            "CreatedAt": volume.created_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "Labels": volume.labels or None,
+            "Options": None,
+            "Scope": "local",
+        }
+
+    async def create(
+        self,
+        name: str = "",
+        *,
+        driver: str = "",
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Make it if it is not there, as Docker does. Raises Invalid, NotImplementedHere."""
+        if driver not in ("", "local"):
+            raise NotImplementedHere(f"volume driver {driver!r} is not supported; use local")
+        if options:
+            raise NotImplementedHere(f"volume option {sorted(options)[0]!r} is not supported")
+        own = dict(labels or {})
+        if not name:
+            name = self._ids.hex(64)
+            own[ANONYMOUS] = ""
+        if not _NAME.match(name):
+            raise Invalid(
+                f"volume name {name!r} includes invalid characters: only [a-zA-Z0-9_.-] are allowed"
+            )
+        if name not in self._volumes:
+            volume = Volume(name=name, created_at=self._clock.now(), labels=own)
+            self._volumes[name] = volume
+            try:
+                await asyncio.to_thread(self._make, volume)
+            except OSError:
+                del self._volumes[name]
+                raise
+            self._publish("volume", "create", name, {"driver": "local"})
+        return self._json(self._volumes[name])
+
+    def _make(self, volume: Volume) -> None:
+        folder = self._root / volume.name
+        (folder / "_data").mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o701)
+        temporary = folder / f".{_META}"
+        temporary.write_bytes(msgspec.json.encode(volume))
+        temporary.rename(folder / _META)
+
+    async def remove(self, name: str, force: bool = False) -> None:
+        """Raises Conflict while a container has it; NotFound unless forced."""
+        if name not in self._volumes:
+            if force:
+                return
+            self._find(name)
+        if users := self._in_use(name):
+            raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+        del self._volumes[name]
+        await asyncio.to_thread(self._destroy, name)
+        self._publish("volume", "destroy", name, {"driver": "local"})
+
+    def _destroy(self, name: str) -> None:
+        folder = self._root / name
+        with contextlib.suppress(FileNotFoundError):
+            (folder / _META).unlink()
+        shutil.rmtree(folder, ignore_errors=True)
