@@ -5,9 +5,9 @@ from aiohttp import web
 from common.errors import NotLeader, NotManager
 from node.api.daemon import Daemon
 from node.api.routes import Handler
+from node.forward import FORWARDED
 
 LEADER_WAIT_S = 5.0  # how long a request waits for an election that is under way
-FORWARDED = "X-Shoal-Forwarded"  # set on what a manager hands over, so that it goes one step only
 
 
 def on_leader(daemon: Daemon, handler: Handler) -> Handler:
