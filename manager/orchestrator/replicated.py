@@ -1,0 +1,98 @@
+"""Keeps a replicated service at its number of replicas.
+
+A service of N replicas has N filled slots. This plan only fills slots and empties them; where a
+task runs is the scheduler's business, and when a failed one is tried again, restart's.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from common.model.node import Node
+from common.model.service import Service
+from common.model.task import Task, TaskState
+from manager.api import defaults
+from manager.orchestrator import restart
+from manager.orchestrator.loop import ServiceLoop
+from manager.orchestrator.scene import Draft, Key, Scene, Slot, fill, is_active
+from manager.store.store import View
+
+
+class ReplicatedOrchestrator(ServiceLoop):
+    """The leader's loop for replicated services, their restarts and their updates."""
+
+    def handles(self, service: Service) -> bool:
+        return service.spec.mode.global_ is None
+
+    def has_task(self, task: Task) -> bool:
+        return task.slot > 0
+
+    def settle(self, scene: Scene, draft: Draft, view: View) -> None:
+        restart.tend(scene, draft, lambda _key: True)
+        plan(scene, draft)
+
+    def updatable(self, scene: Scene, key: Key) -> bool:
+        return True
+
+    def affected(self, view: View, node: Node) -> Iterable[Service]:
+        ids = {task.service_id for task in view.find(Task, node_id=node.id) if is_active(task)}
+        return [service for id in sorted(ids) if (service := view.get(Service, id)) is not None]
+
+
+def plan(scene: Scene, draft: Draft) -> None:
+    """Plan the tasks that bring the service to its replicas (behaviours 59-63)."""
+    replicas = defaults.replicas(scene.service.spec)
+    slots = draft.slots()
+    filled = {key: slot for key, slot in slots.items() if slot.active}
+    dead = {key: slot for key, slot in slots.items() if restart.is_dead(scene, slot)}
+    for slot in surplus([*filled.values(), *dead.values()], replicas):
+        for task in slot.tasks:
+            draft.desire(task, TaskState.REMOVE)
+    missing = replicas - len(filled) - len(dead)
+    number = 0
+    while missing > 0:
+        number += 1
+        if number not in filled and number not in dead:
+            fill(scene, draft, number, slots.get(number))
+            missing -= 1
+
+
+def surplus(slots: list[Slot], replicas: int) -> list[Slot]:
+    """The slots to empty so that `replicas` remain (behaviour 63).
+
+    First those that do not run, unassigned ones before others; then one after the other from
+    the node that has the most; the highest slot where that leaves a choice.
+    """
+    count = len(slots) - replicas
+    if count <= 0:
+        return []
+    idle = sorted((slot for slot in slots if _worth(slot) < _RUNNING), key=_idle_order)
+    chosen = idle[:count]
+    running = [slot for slot in slots if _worth(slot) == _RUNNING]
+    load = Counter(_node(slot) for slot in running)
+    while len(chosen) < count:
+        fullest = max(running, key=lambda slot: (load[_node(slot)], slot.key))
+        load[_node(fullest)] -= 1
+        running.remove(fullest)
+        chosen.append(fullest)
+    return chosen
+
+
+_DEAD, _UNASSIGNED, _IDLE, _RUNNING = range(4)
+
+
+def _worth(slot: Slot) -> int:
+    active = slot.active
+    if not active:
+        return _DEAD
+    if any(task.status.state is TaskState.RUNNING for task in active):
+        return _RUNNING
+    return _IDLE if any(task.node_id for task in active) else _UNASSIGNED
+
+
+def _idle_order(slot: Slot) -> tuple[int, int]:
+    return _worth(slot), -slot.key if isinstance(slot.key, int) else 0
+
+
+def _node(slot: Slot) -> str:
+    running = (task for task in slot.active if task.status.state is TaskState.RUNNING)
+    return next(running).node_id
