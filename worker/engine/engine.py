@@ -1,6 +1,7 @@
 """The container engine of one node: what the agent's executor and the HTTP API talk to."""
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import AsyncIterator
@@ -8,7 +9,7 @@ from typing import Any
 
 from common.clock import Clock
 from common.config import DaemonConfig
-from common.errors import Conflict, NotFound, NotImplementedHere
+from common.errors import Conflict, NotFound, NotImplementedHere, Unavailable
 from common.ids import Ids
 from common.model.container import ContainerCreate
 from worker.engine import inspect as views
@@ -294,7 +295,8 @@ class Engine:
 
     async def _follow(self, container: Container, on: bool) -> None:
         if not container.removed and not self._closing:
-            await self._keeper.request("follow", container=container.id, on=on)
+            with contextlib.suppress(Unavailable):  # the next keeper is told when it is there
+                await self._keeper.request("follow", container=container.id, on=on)
 
     async def attach(
         self,

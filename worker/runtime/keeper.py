@@ -433,7 +433,7 @@ class Keeper:
         assert process is not None
         if process.report >= 0:
             self._started(container)
-        code = self._reap(process)
+        code = self._reap(process, container.record)
         if code is None and process.mine:
             return
         if code is None and self._retry_reap(process, lambda: self._ended(container)):
@@ -456,7 +456,7 @@ class Keeper:
             record.save(container.folder, container.record)
         self._send(self._describe("exit", container))
 
-    def _reap(self, process: Process) -> int | None:
+    def _reap(self, process: Process, kept: record.Record | None = None) -> int | None:
         """The exit code as a shell gives it; None if it is not to be known (yet)."""
         if process.mine:
             pid, status = os.waitpid(process.pid, os.WNOHANG)
@@ -464,6 +464,8 @@ class Keeper:
                 return None
         else:
             known = sc.pidfd_exit_status(process.pidfd)
+            if known is None and kept is not None:
+                known = record.zombie_status(kept)
             if known is None:
                 return None
             status = known

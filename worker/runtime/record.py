@@ -51,6 +51,18 @@ def start_time(pid: int) -> int:
         return int(file.read().rpartition(")")[2].split()[19])
 
 
+def zombie_status(record: Record) -> int | None:
+    """The wait status of a dead process that its parent has not reaped yet; None: not so."""
+    try:
+        with open(f"/proc/{record.pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if fields[0] != "Z" or int(fields[19]) != record.start_time:
+        return None
+    return int(fields[49])
+
+
 def lives(record: Record) -> bool:
     """Whether the process of `record` is there and not merely waiting to be reaped."""
     if record.finished_ns or record.boot_id != boot_id():
