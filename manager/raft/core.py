@@ -234,7 +234,7 @@ class Raft:
     def snapshot_missing(self, target: str) -> None:
         """The snapshot that was on its way to `target` is no longer on disk."""
         if self.leadership and (progress := self.leadership.progress.get(target)):
-            progress.abort_snapshot()
+            progress.probe()
 
     # Output
 

@@ -142,6 +142,7 @@ class Driver:
         self._chunks: asyncio.Queue[ChunkRequest] = asyncio.Queue(CHUNKS_MAX)
         self._take_snapshot = asyncio.Event()
         self._snapshot_index = 0
+        self._applied = 0  # what the machine holds; behind the log's while a snapshot is installed
         self._proposals: dict[int, tuple[int, asyncio.Future[int]]] = {}  # by index; with term
         self._reads: dict[int, asyncio.Future[int]] = {}
         self._applying: list[tuple[int, asyncio.Future[int]]] = []  # reads waiting for an index
@@ -165,7 +166,7 @@ class Driver:
             leader_id=raft.leader_id,
             members=raft.log.configuration.members,
             commit=raft.log.commit,
-            applied=raft.log.applied,
+            applied=self._applied,
             followers=self._followers(),
             removed=raft.removed,
         )
@@ -278,11 +279,10 @@ class Driver:
         meta = stored.snapshot.meta if stored.snapshot else None
         if meta:
             log = Log(meta.index, meta.term, meta.configuration, stored.entries)
-            self._snapshot_index = meta.index
         else:
             log = Log(entries=stored.entries)
         if stored.snapshot:
-            self._machine.restore(stored.snapshot.meta.index, stored.snapshot.data)
+            self._restore(stored.snapshot)
         self._raft = Raft(self.member_id, self._config, self._rng, log, stored.hard_state, meta)
         self._running = True
         self._wake.set()
@@ -331,9 +331,7 @@ class Driver:
                 await self._disk.write(write.hard_state, write.entries)
             self._raft.written(write)
             if write.install:
-                meta = write.install.meta
-                self._machine.restore(meta.index, write.install.data)
-                self._snapshot_index = meta.index
+                self._restore(write.install)
             self._send(write.messages)
             self._wake.set()
 
@@ -364,7 +362,12 @@ class Driver:
         self._release_reads()
         self._consider_snapshot()
 
+    def _restore(self, snapshot: Install) -> None:
+        self._machine.restore(snapshot.meta.index, snapshot.data)
+        self._snapshot_index = self._applied = snapshot.meta.index
+
     def _apply(self, entry: Entry) -> None:
+        self._applied = entry.index
         if entry.kind is EntryKind.DATA:
             self._machine.apply(entry.index, entry.data)
         term, future = self._proposals.pop(entry.index, (0, None))
@@ -380,7 +383,7 @@ class Driver:
     def _release_reads(self) -> None:
         if not self._applying:
             return
-        applied = self._raft.log.applied
+        applied = self._applied
         for index, future in self._applying:
             if index <= applied and not future.done():
                 future.set_result(applied)
@@ -409,7 +412,7 @@ class Driver:
 
     def _consider_snapshot(self) -> None:
         log = self._raft.log
-        count = log.applied - self._snapshot_index
+        count = self._applied - self._snapshot_index
         big = log.bytes > self._config.snapshot_log_bytes and count > self._config.keep_entries
         if count >= self._config.snapshot_entries or big:
             self._take_snapshot.set()
@@ -427,8 +430,7 @@ class Driver:
             self._raft.snapshot_saved(snapshot.meta)
 
     def _snapshot(self) -> Install:
-        log = self._raft.log
-        index = log.applied
+        log, index = self._raft.log, self._applied
         data = self._machine.snapshot()
         configuration = log.configuration_at(index)
         term = log.term(index)

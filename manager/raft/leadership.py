@@ -207,6 +207,8 @@ class Leadership:
         previous = progress.next - 1
         previous_term = log.term(previous)
         if previous_term is None:
+            # Compacted while it was on its way and got lost; it will take a snapshot.
+            progress.probe()
             return
         last = previous if ask else log.last_index
         entries = log.slice(progress.next, last, self._config.append_bytes)

@@ -78,8 +78,7 @@ class Progress:
         if self.mode is Mode.REPLICATE:
             if index <= self.match:
                 return False
-            self._become(Mode.PROBE)
-            self.next = self.match + 1
+            self.probe()
             return True
         if self.mode is Mode.SNAPSHOT or self.next - 1 != index:
             return False
@@ -111,11 +110,10 @@ class Progress:
         if self.mode is Mode.SNAPSHOT and self._waiting and now - self._sent_at >= patience:
             self._waiting = False
 
-    def abort_snapshot(self) -> None:
-        """The snapshot being sent is gone; see what the follower needs."""
-        if self.mode is Mode.SNAPSHOT:
-            self._become(Mode.PROBE)
-            self.next = self.match + 1
+    def probe(self) -> None:
+        """What is on its way leads nowhere (compacted, or replaced): see what it needs."""
+        self._become(Mode.PROBE)
+        self.next = self.match + 1
 
     def _become(self, mode: Mode) -> None:
         self.mode = mode

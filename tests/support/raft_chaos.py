@@ -1,0 +1,219 @@
+"""What befalls a simulated cluster: faults, membership changes, and clients, all from one seed."""
+
+import asyncio
+import contextlib
+import random
+
+from common.errors import Conflict, NotFound, ProposalUncertain, ShoalError, Unavailable
+from manager.raft.membership import AddLearner, Promote, Remove, UpdateAddress
+from tests.support.raft_world import Process, World, member
+
+CHAOS_S = 8.0
+CLIENTS = 3
+RECOVERY_S = 20.0
+
+
+class Chaos:
+    """Torments `world` for a while, then heals it and demands progress."""
+
+    def __init__(self, world: World, seed: str, size: int) -> None:
+        self.world = world
+        self._rng = random.Random(f"{seed}/chaos")
+        self._seed = seed
+        self._size = size
+        self._newest = size
+        self._removed: dict[str, None] = {}
+
+    async def run(self) -> None:
+        """Raises Violation as soon as a rule is broken, or if there is no progress at the end."""
+        async with asyncio.timeout(60):
+            await self.world.found(self._size)
+        async with asyncio.TaskGroup() as clients:
+            tasks = [clients.create_task(self._client(number)) for number in range(CLIENTS)]
+            tasks.append(clients.create_task(self._change_members()))
+            await self._torment()
+            for task in tasks:
+                task.cancel()
+        await self._recover()
+
+    async def _torment(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CHAOS_S
+        faults = [
+            self._crash, self._crash, self._crash_leader, self._restart, self._restart,
+            self._restart, self._partition, self._one_way, self._heal, self._heal,
+            self._noise, self._slow_disk, self._transfer, self._crash_all,
+        ]  # fmt: skip
+        while loop.time() < end:
+            await asyncio.sleep(self._rng.uniform(0.02, 0.5))
+            self._check()
+            self._rng.choice(faults)()
+
+    def _check(self) -> None:
+        if self.world.checker.violation:
+            raise self.world.checker.violation
+
+    # Faults
+
+    def _some(self) -> Process | None:
+        alive = self.world.alive
+        return self._rng.choice(alive) if alive else None
+
+    def _crash(self) -> None:
+        if process := self._some():
+            self.world.crash(process.member.id)
+
+    def _crash_leader(self) -> None:
+        if leader := self.world.leader():
+            self.world.crash(leader.member.id)
+
+    def _crash_all(self) -> None:
+        if self._rng.random() < 0.3:
+            for process in self.world.alive:
+                self.world.crash(process.member.id)
+
+    def _restart(self) -> None:
+        down = [m for m, process in self.world.processes.items() if not process.alive]
+        if down:
+            self.world.start(self._rng.choice(down))
+
+    def _partition(self) -> None:
+        ids = list(self.world.processes)
+        side = self._rng.sample(ids, self._rng.randint(1, max(len(ids) // 2, 1)))
+        self.world.checker.note(f"cut off {side}")
+        self.world.partition(side)
+
+    def _one_way(self) -> None:
+        if process := self._some():
+            self.world.checker.note(f"{process.member.id} hears nothing")
+            self.world.partition([process.member.id], one_way=True)
+
+    def _heal(self) -> None:
+        self.world.checker.note("heal")
+        self.world.heal()
+
+    def _noise(self) -> None:
+        self.world.loss = self._rng.choice([0.0, 0.05, 0.3])
+        self.world.duplication = self._rng.choice([0.0, 0.2])
+        self.world.delay_s = self._rng.choice([(0.0005, 0.003), (0.001, 0.1), (0.05, 0.6)])
+
+    def _slow_disk(self) -> None:
+        if process := self._some():
+            process.disk.slowness_s = self._rng.choice([0.0, 0.05, 0.8])
+
+    def _transfer(self) -> None:
+        if leader := self.world.leader():
+            with contextlib.suppress(Conflict, Unavailable):
+                leader.driver.raft.transfer()
+
+    # Load
+
+    async def _client(self, number: int) -> None:
+        """Writes values that nobody else writes, and reads, one after the other."""
+        rng = random.Random(f"{self._seed}/client {number}")
+        count = 0
+        while True:
+            await asyncio.sleep(rng.uniform(0, 0.04))
+            leaders = [p for p in self.world.alive if p.driver.status.is_leader]
+            if not leaders:
+                continue
+            process = rng.choice(leaders)
+            count += 1
+            with contextlib.suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(3):
+                    if rng.random() < 0.2:
+                        await self._read(process)
+                    else:
+                        await self._write(process, b"%d:%d" % (number, count))
+
+    async def _write(self, process: Process, value: bytes) -> None:
+        checker = self.world.checker
+        index = await process.driver.propose(value)
+        checker.acknowledged[value] = index
+        known = checker.committed.get(index)
+        checker.require(known is not None and known[0] == value, f"{value!r} is not at {index}")
+
+    async def _read(self, process: Process) -> None:
+        acknowledged = max(self.world.checker.acknowledged.values(), default=0)
+        index = await process.driver.read_barrier()
+        self.world.checker.require(
+            index >= acknowledged, f"stale read: {index}, but {acknowledged} was acknowledged"
+        )
+
+    async def _change_members(self) -> None:
+        rng = random.Random(f"{self._seed}/members")
+        while True:
+            await asyncio.sleep(rng.uniform(0.1, 1.0))
+            leader = self.world.leader()
+            if leader is None:
+                continue
+            with contextlib.suppress(Unavailable, Conflict, NotFound, TimeoutError):
+                async with asyncio.timeout(3):
+                    await self._one_change(rng, leader)
+
+    async def _one_change(self, rng: random.Random, leader: Process) -> None:
+        members = leader.driver.status.members
+        other = rng.choice(members)
+        match rng.randrange(4):
+            case 0 if len(members) < self._size + 2:
+                self._newest += 1
+                name = f"m{self._newest}"
+                self.world.start(name)
+                await leader.driver.change_members(AddLearner(member(name)))
+            case 1 if learners := [m for m in members if m.learner]:
+                await leader.driver.change_members(Promote(rng.choice(learners).id))
+            case 2 if len(members) > 2:
+                await self._remove(leader, other.id)
+            case _:
+                address = f"{other.id}.example:{rng.randrange(2000, 3000)}"
+                await leader.driver.change_members(UpdateAddress(other.id, address))
+
+    async def _remove(self, leader: Process, member_id: str) -> None:
+        try:
+            await leader.driver.change_members(Remove(member_id))
+        except ProposalUncertain:
+            raise
+        except ShoalError:
+            return
+        self._removed[member_id] = None
+
+    # Afterwards
+
+    async def _recover(self) -> None:
+        """Heal the world; then all members must agree, and new writes must get through."""
+        world = self.world
+        self._check()
+        world.heal()
+        world.checker.note("the world is healed")
+        for name, process in list(world.processes.items()):
+            if not process.alive:
+                world.start(name)
+        try:
+            async with asyncio.timeout(RECOVERY_S):
+                leader, index = await self._final_write()
+                ids = [m.id for m in leader.driver.status.members]
+                await world.await_applied(ids, index)
+        except TimeoutError:
+            world.checker.require(False, "no progress after healing")
+        self._check()
+        self._compare(ids)
+
+    async def _final_write(self) -> tuple[Process, int]:
+        while True:
+            self._check()
+            leader = await self.world.await_leader()
+            try:
+                async with asyncio.timeout(3):
+                    return leader, await leader.driver.propose(b"final")
+            except (Unavailable, TimeoutError):
+                await asyncio.sleep(0.05)
+
+    def _compare(self, ids: list[str]) -> None:
+        world, checker = self.world, self.world.checker
+        values = [dict(world.processes[i].machine.values) for i in ids]
+        checker.require(all(v == values[0] for v in values), "state machines differ")
+        for value, index in checker.acknowledged.items():
+            checker.require(values[0].get(index) == value, f"acknowledged {value!r} is lost")
+        for gone in self._removed:
+            checker.require(gone not in ids, f"removed member {gone} is back")
+        self._check()

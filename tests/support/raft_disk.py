@@ -1,0 +1,115 @@
+"""A disk in memory that takes time, loses what was not synced, and can break."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+from manager.raft.core import Install
+from manager.raft.disk import Stored
+from manager.raft.errors import DiskFailed, SnapshotGone
+from manager.raft.message import Entry, HardState, SnapshotMeta
+from manager.raft.wal import after_snapshot
+
+
+class Platter:
+    """What survives a crash."""
+
+    def __init__(self) -> None:
+        self.hard_state = HardState()
+        self.entries: list[Entry] = []
+        self.snapshots: list[Install] = []
+
+    def put(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
+        self.hard_state = hard_state or self.hard_state
+        for entry in entries:
+            if self.entries and entry.index <= self.entries[-1].index:
+                del self.entries[max(entry.index - self.entries[0].index, 0) :]
+            last = self.entries[-1].index if self.entries else 0
+            assert not last or entry.index == last + 1, f"a gap on disk: {last}, {entry.index}"
+            self.entries.append(entry)
+
+    def keep(self, snapshot: Install) -> None:
+        self.snapshots = [*self.snapshots, snapshot]
+        self.snapshots.sort(key=lambda kept: kept.meta.index)
+        del self.snapshots[:-2]
+
+    def drop_before(self, meta: SnapshotMeta) -> None:
+        self.entries = after_snapshot(self.entries, meta.index, meta.term)
+
+    def stored(self) -> Stored:
+        newest = self.snapshots[-1] if self.snapshots else None
+        entries = self.entries
+        if newest:
+            entries = after_snapshot(entries, newest.meta.index, newest.meta.term)
+            assert not entries or entries[0].index == newest.meta.index + 1, "a gap on disk"
+        return Stored(self.hard_state, tuple(entries), newest)
+
+
+class FakeDisk:
+    """One run of a member on its platter; `crash` ends it.
+
+    `syncs_votes=False` is a disk that answers for a vote it has only cached: a crash before
+    the next entries are written loses it.
+    """
+
+    def __init__(self, platter: Platter, rng: random.Random, *, syncs_votes: bool = True) -> None:
+        self.platter = platter
+        self.slowness_s = 0.0
+        self.broken = False
+        self.written: list[Entry] = []  # drained by the checker
+        self._rng = rng
+        self._syncs_votes = syncs_votes
+        self._cached: HardState | None = None
+        self._flying: tuple[HardState | None, Sequence[Entry]] | None = None
+        self._crashed = False
+
+    async def load(self) -> Stored:
+        return self.platter.stored()
+
+    async def write(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
+        self._flying = (hard_state, entries)
+        await self._sync()
+        self._flying = None
+        if hard_state and not entries and not self._syncs_votes:
+            self._cached = hard_state
+            return
+        self.platter.put(hard_state or self._cached, entries)
+        self._cached = None
+        self.written.extend(entries)
+
+    async def install(self, snapshot: Install) -> None:
+        await self.save_snapshot(snapshot)
+        await self._sync()
+        self.platter.drop_before(snapshot.meta)
+
+    async def save_snapshot(self, snapshot: Install) -> None:
+        await self._sync()
+        self.platter.keep(snapshot)
+        if self._rng.getrandbits(1):
+            self.platter.drop_before(snapshot.meta)
+
+    async def read_snapshot(self, meta: SnapshotMeta, offset: int, length: int) -> bytes:
+        await self._sync()
+        for kept in self.platter.snapshots:
+            if kept.meta == meta:
+                return kept.data[offset : offset + length]
+        raise SnapshotGone("replaced")
+
+    async def close(self) -> None:
+        pass
+
+    def crash(self) -> None:
+        """Power fails: of the write on its way any first part may have reached the platter."""
+        self._crashed = True
+        if self._flying:
+            hard_state, entries = self._flying
+            kept = self._rng.randrange(len(entries) + 2)
+            if kept and (entries or self._syncs_votes):
+                self.platter.put(hard_state, entries[: kept - 1])
+
+    async def _sync(self) -> None:
+        await asyncio.sleep(self._rng.uniform(0.0005, 0.01) + self.slowness_s)
+        if self._crashed:
+            await asyncio.Event().wait()  # the process is gone; nothing of it goes on
+        if self.broken:
+            raise DiskFailed("no space left on device")
