@@ -23,10 +23,16 @@ _OWN = "/proc/thread-self/ns/net"
 
 
 class NamespaceHelper:
-    """The thread. The `…` methods but `run` and `close` are for functions running on it."""
+    """The thread. `inside` and `create` are for functions that run on it.
 
-    def __init__(self) -> None:
+    `machine` is a descriptor of the namespace that counts as the machine's own; by default the
+    process's.
+    """
+
+    def __init__(self, machine: int | None = None) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns")
+        if machine is not None:
+            self._thread.submit(syscalls.setns_net, machine).result()
         self._home = self._thread.submit(os.open, _OWN, os.O_RDONLY | os.O_CLOEXEC).result()
 
     @property

@@ -121,5 +121,7 @@ def failure(message: Message) -> Failure:
     if message.flags & NLM_F_ACK_TLVS:
         (inner,) = struct.unpack_from("=I", message.body, 4)
         start = 20 if message.flags & NLM_F_CAPPED else 4 + ((inner + 3) & ~3)
-        words = parse(message.body, start).get(_ERROR_TEXT, b"").rstrip(b"\0").decode(errors="replace")
+        words = (
+            parse(message.body, start).get(_ERROR_TEXT, b"").rstrip(b"\0").decode(errors="replace")
+        )
     return Failure(message.sequence, -code, words)

@@ -237,9 +237,7 @@ def set_mark(register: int) -> bytes:
 
 
 def compare(register: int, value: bytes, unequal: bool = False) -> bytes:
-    return _expression(
-        "cmp", {1: be32(_REGISTER + register), 2: be32(int(unequal)), 3: {1: value}}
-    )
+    return _expression("cmp", {1: be32(_REGISTER + register), 2: be32(int(unequal)), 3: {1: value}})
 
 
 def mask(register: int, bits: bytes) -> bytes:

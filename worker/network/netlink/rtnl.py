@@ -5,8 +5,8 @@ Numbers are those of linux/rtnetlink.h, if_link.h, neighbour.h and fib_rules.h.
 
 import socket
 import struct
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import NamedTuple
 
 from worker.network.netlink.codec import (
     NLM_F_CREATE,
@@ -45,7 +45,7 @@ _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER = 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PROXY, _VXLAN_PORT = 1, 4, 7, 11, 15
 _PORT_LEARNING = 8
-_AF_BRIDGE = 7
+AF_BRIDGE = 7
 
 _NUD_REACHABLE, _NUD_NOARP, _NUD_PERMANENT = 0x02, 0x40, 0x80
 _NTF_SELF, _NTF_MASTER = 0x02, 0x04
@@ -58,16 +58,19 @@ _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 3, 6, 10, 15
 _TO_TABLE = 1
 
 
-class Link(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Link:
     index: int
     name: str
     mac: str
     mtu: int
     alias: str
     up: bool
+    kind: str  # bridge, vxlan, veth; "" for hardware and lo
 
 
-class Address(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Address:
     index: int
     interface: IPv4Interface
 
@@ -134,9 +137,7 @@ def add_vxlan(
     return Message(NEWLINK, _CREATE, _IFINFO.pack(0, 0, index, _UP, _UP) + attributes(values))
 
 
-def add_veth(
-    name: str, index: int, peer: str, *, mac: str, mtu: int, namespace: int
-) -> Message:
+def add_veth(name: str, index: int, peer: str, *, mac: str, mtu: int, namespace: int) -> Message:
     """ip link add NAME index INDEX address MAC mtu MTU up type veth peer name PEER netns … mtu MTU
 
     To be sent from inside the sandbox: so the number of its end can be chosen, and what follows
@@ -168,14 +169,12 @@ def set_up(index: int, up: bool = True) -> Message:
 def set_alias(index: int, alias: str) -> Message:
     """ip link set INDEX alias ALIAS"""
     body = _IFINFO.pack(0, 0, index, 0, 0)
-    return Message(
-        NEWLINK, NLM_F_REQUEST, body + attributes({_LINK_ALIAS: alias.encode()[:255]})
-    )
+    return Message(NEWLINK, NLM_F_REQUEST, body + attributes({_LINK_ALIAS: alias.encode()[:255]}))
 
 
 def set_learning(index: int, on: bool) -> Message:
     """bridge link set dev INDEX learning on|off"""
-    body = _IFINFO.pack(_AF_BRIDGE, 0, index, 0, 0)
+    body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0)
     return Message(
         NEWLINK, NLM_F_REQUEST, body + attributes({_LINK_PROTINFO: {_PORT_LEARNING: u8(on)}})
     )
@@ -278,7 +277,8 @@ def mark_rule(priority: int, incoming: str, mark: int, table: int, delete: bool 
     return Message(NEWRULE, _CREATE, body)
 
 
-class Rule(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rule:
     priority: int
     incoming: str
     mark: int
@@ -325,13 +325,13 @@ def vtep(
     """
     flags = _NTF_SELF | (_NTF_MASTER if bridged else 0)
     values: dict[int, Value] = {_NDA_LLADDR: mac_bytes(mac), _NDA_DST: address.packed}
-    return _neighbour(delete, _AF_BRIDGE, index, _NUD_REACHABLE | _NUD_NOARP, flags, values)
+    return _neighbour(delete, AF_BRIDGE, index, _NUD_REACHABLE | _NUD_NOARP, flags, values)
 
 
 def local_port(index: int, mac: str) -> Message:
     """bridge fdb replace MAC dev INDEX master static"""
     values: dict[int, Value] = {_NDA_LLADDR: mac_bytes(mac)}
-    return _neighbour(False, _AF_BRIDGE, index, _NUD_NOARP | _NUD_REACHABLE, _NTF_MASTER, values)
+    return _neighbour(False, AF_BRIDGE, index, _NUD_NOARP | _NUD_REACHABLE, _NTF_MASTER, values)
 
 
 def get_neighbours(family: int) -> Message:
@@ -339,7 +339,8 @@ def get_neighbours(family: int) -> Message:
     return Message(GETNEIGH, NLM_F_REQUEST, _NEIGHBOUR.pack(family, 0, 0, 0, 0))
 
 
-class Neighbour(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Neighbour:
     index: int
     state: int
     flags: int
@@ -367,6 +368,7 @@ def parse_link(message: Message) -> Link:
         _number(found.get(_LINK_MTU)),
         found.get(_LINK_ALIAS, b"").rstrip(b"\0").decode(errors="replace"),
         bool(flags & _UP),
+        parse(found.get(_LINK_INFO, b"")).get(_INFO_KIND, b"").rstrip(b"\0").decode(),
     )
 
 

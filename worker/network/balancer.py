@@ -1,0 +1,198 @@
+"""Load balancing by nf_tables maps: groups of backends, changed element by element.
+
+A group has a key (a VIP; or protocol and port) and an ordered list of backends. Each backend is one
+element of the map `be` (key . index), each group one element of `vips` (go to the chain that
+draws a number below the count) or, without backends, of `dead` (go to the chain that rejects).
+There is one chain for each *number* of backends, not for each group, so that ten thousand groups
+cost ten thousand elements and no rules. An edit of one group is one transaction of a few elements.
+"""
+
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+from worker.network.netlink import nft
+from worker.network.netlink.codec import Message
+
+Backends = tuple[bytes, ...]
+
+_TCP = b"\x06"
+_READY_COUNTS = range(1, 17)  # chains that every table has from the start
+
+
+class Edit(NamedTuple):
+    """One element of one map to delete, then to add. None: nothing to delete, nothing to add."""
+
+    map: str  # be, vips, dead
+    key: bytes
+    delete: bool
+    add: bytes | int | None  # bytes: a backend; int: the number of backends to choose from
+
+
+def plan(
+    key: bytes, old: Backends | None, new: Collection[bytes] | None
+) -> tuple[Backends, list[Edit]]:
+    """The order of the backends of group `key`, and the edits from `old` to it.
+
+    None is a group that is not there, an empty one is there and rejects. Backends that stay keep
+    their places; a hole is filled by a new one or else by the last.
+    """
+    before = old or ()
+    after = _arrange(before, new or ())
+    edits = [
+        Edit(
+            "be",
+            key + struct.pack("=I", place),
+            place < len(before),
+            after[place] if place < len(after) else None,
+        )
+        for place in range(max(len(before), len(after)))
+        if before[place : place + 1] != after[place : place + 1]
+    ]
+    was = None if old is None else len(before)
+    now = None if new is None else len(after)
+    if was != now:
+        edits += _verdicts(key, was, now)
+    return after, edits
+
+
+def _arrange(before: Backends, wanted: Collection[bytes]) -> Backends:
+    kept: list[bytes | None] = [item if item in wanted else None for item in before]
+    fresh = sorted(set(wanted).difference(before))
+    for place, item in enumerate(kept):
+        if item is None and fresh:
+            kept[place] = fresh.pop(0)
+    while None in kept:
+        last = kept.pop()
+        if last is not None:
+            kept[kept.index(None)] = last
+    return tuple(item for item in kept if item is not None) + tuple(fresh)
+
+
+def _verdicts(key: bytes, was: int | None, now: int | None) -> list[Edit]:
+    if was is not None and now is not None and bool(was) == bool(now):
+        return [Edit("vips" if now else "dead", key, True, now)]
+    edits = []
+    if was is not None:
+        edits.append(Edit("vips" if was else "dead", key, True, None))
+    if now is not None:
+        edits.append(Edit("vips" if now else "dead", key, False, now))
+    return edits
+
+
+@dataclass
+class Groups:
+    """The groups of one table, as the kernel has them."""
+
+    members: dict[bytes, Backends] = field(default_factory=dict)
+
+    def put(self, key: bytes, backends: Collection[bytes] | None) -> list[Edit]:
+        """Give group `key` these backends (None: no such group); the edits that make it so."""
+        order, edits = plan(key, self.members.get(key), backends)
+        if backends is None:
+            self.members.pop(key, None)
+        else:
+            self.members[key] = order
+        return edits
+
+    def everything(self) -> list[Edit]:
+        """The edits that make an empty table into this."""
+        edits = []
+        for key, backends in self.members.items():
+            edits += plan(key, None, backends)[1]
+        return edits
+
+
+class Shape(NamedTuple):
+    """What a table balances by: a key's fields, the code that loads them, those of a backend."""
+
+    key: tuple[tuple[int, int], ...]
+    load: bytes
+    backend: tuple[tuple[int, int], ...]
+
+
+BY_ADDRESS = Shape(((nft.IPV4_ADDR, 4),), nft.ip_destination(0), ((nft.IPV4_ADDR, 4),))
+BY_PORT = Shape(
+    ((nft.PROTOCOL, 1), (nft.SERVICE, 2)),
+    nft.protocol(0) + nft.port(1),
+    ((nft.IPV4_ADDR, 4), (nft.SERVICE, 2)),
+)
+
+
+def chain(count: int) -> str:
+    return f"n{count}"
+
+
+def maps(table: str, shape: Shape) -> list[Message]:
+    """The maps, the reject chain, and chains for the usual numbers of backends."""
+    messages = [
+        nft.add_chain(table, "rej"),
+        nft.add_rule(table, "rej", nft.protocol(0), nft.compare(0, _TCP), nft.reset()),
+        nft.add_rule(table, "rej", nft.unreachable()),
+        nft.add_map(table, "vips", shape.key, [(nft.VERDICT, 16)]),
+        nft.add_map(table, "dead", shape.key, [(nft.VERDICT, 16)]),
+        nft.add_map(table, "be", (*shape.key, (nft.MARK, 4)), shape.backend),
+    ]
+    for count in _READY_COUNTS:
+        messages += _draw(table, shape, count)
+    return messages
+
+
+def _draw(table: str, shape: Shape, count: int) -> list[Message]:
+    """chain nCOUNT { dnat to KEY . numgen random mod COUNT map @be }"""
+    number = nft.random_number(len(shape.key), count)
+    target = nft.dnat(0, 1 if len(shape.backend) > 1 else None)
+    rule = nft.add_rule(table, chain(count), shape.load, number, nft.lookup("be", 0, 0), target)
+    return [nft.add_chain(table, chain(count)), rule]
+
+
+def counts(edits: Iterable[Edit]) -> set[int]:
+    """Numbers of backends in `edits` that need a chain which a table has not from the start."""
+    found = {edit.add for edit in edits if edit.map == "vips" and isinstance(edit.add, int)}
+    return found.difference(_READY_COUNTS)
+
+
+def extra_chains(table: str, shape: Shape, wanted: Iterable[int]) -> list[Message]:
+    messages = []
+    for count in sorted(wanted):
+        messages += _draw(table, shape, count)
+    return messages
+
+
+def messages(table: str, edits: Sequence[Edit]) -> list[Message]:
+    """`edits` as one transaction's requests; chains for large counts must be there or before it."""
+    found: list[Message] = []
+    for name in ("vips", "dead", "be"):
+        gone = [edit.key for edit in edits if edit.map == name and edit.delete]
+        found += nft.delete_elements(table, name, gone)
+    for name in ("be", "vips", "dead"):
+        fresh = [
+            nft.Element(edit.key, _data(edit))
+            for edit in edits
+            if edit.map == name and edit.add is not None
+        ]
+        found += nft.add_elements(table, name, fresh)
+    return found
+
+
+def _data(edit: Edit) -> bytes | str:
+    if isinstance(edit.add, bytes):
+        return edit.add
+    return "rej" if edit.map == "dead" else chain(edit.add or 0)
+
+
+def port_key(protocol: str, port: int) -> bytes:
+    """A BY_PORT key: each field in registers of its own."""
+    number = {"tcp": 6, "udp": 17}[protocol]
+    return bytes([number, 0, 0, 0]) + struct.pack("!H2x", port)
+
+
+def port_backend(address: str, port: int) -> bytes:
+    return IPv4Address(address).packed + struct.pack("!H2x", port)
+
+
+def address_key(address: str) -> bytes:
+    """A BY_ADDRESS key or backend."""
+    return IPv4Address(address).packed

@@ -1,0 +1,283 @@
+"""The machine's own nf_tables table: the way out, ports of the node, and published ports.
+
+A published port answers on every node. The entry node sends a new flow to any active backend, by
+DNAT alone, so the task sees the client's address. To a task elsewhere it goes through an L3 VXLAN
+(`mesh.py`), whose MAC tells the task's node who the entry was; that node marks the flow and routes
+the answers back through the entry node, which undoes the DNAT. Containers need only a
+default route.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from worker.network import balancer
+from worker.network.balancer import BY_PORT, Edit, Groups
+from worker.network.netlink import conntrack, nft
+from worker.network.netlink.channel import Channel, NetlinkError
+from worker.network.netlink.codec import Message
+
+_REPLY = b"\x01"
+_MARK_BASE = 0x10000
+_PORT_KEY = ((nft.PROTOCOL, 1), (nft.SERVICE, 2))
+_TARGET = ((nft.IPV4_ADDR, 4), (nft.SERVICE, 2))
+
+
+class Names(NamedTuple):
+    """Of the table, the node's bridge and the mesh device; they hang together."""
+
+    table: str
+    bridge: str
+    mesh: str
+
+
+class HostTarget(NamedTuple):
+    """A port of the node that leads to one sandbox. `host` "": on all addresses."""
+
+    host: str
+    protocol: str
+    published: int
+    address: str
+    target: int
+
+
+def mark(index: int) -> int:
+    """The mark of flows that entered the cluster at node `index`."""
+    return _MARK_BASE + index
+
+
+def mesh_mac(index: int) -> str:
+    """The mesh device's MAC on node `index`. Raises OverflowError beyond 2**32 nodes."""
+    return "02:ee:" + index.to_bytes(4, "big").hex(":")
+
+
+def mesh_index(mac: str) -> int:
+    """The node that has this MAC."""
+    return int.from_bytes(bytes.fromhex(mac.replace(":", ""))[2:], "big")
+
+
+def ruleset(names: Names, subnets: Sequence[IPv4Network]) -> list[Message]:
+    """The table with no port and no peer in it, to be followed by elements."""
+    table = names.table
+    return [
+        *nft.fresh_table(table),
+        *balancer.maps(table, BY_PORT),
+        nft.add_map(table, "nodes", [(nft.ETHER_ADDR, 6)], [(nft.MARK, 4)]),
+        nft.add_map(table, "hp", _PORT_KEY, _TARGET),
+        nft.add_map(table, "hpa", [(nft.IPV4_ADDR, 4), *_PORT_KEY], _TARGET),
+        *_guard(names),
+        *_steer(names),
+        nft.add_base_chain(table, "pre", "nat", nft.PREROUTING, nft.DSTNAT),
+        *_enter(table, "pre"),
+        nft.add_base_chain(table, "out", "nat", nft.OUTPUT, nft.OUTNAT),
+        *_enter(table, "out"),
+        nft.add_base_chain(table, "inp", "filter", nft.INPUT, nft.FILTER),
+        nft.add_rule(table, "inp", *nft.local(), BY_PORT.load, nft.lookup_verdict("dead", 0)),
+        *_leave(names, subnets),
+    ]
+
+
+def _guard(names: Names) -> list[Message]:
+    """Loopback addresses are routed on our links (route_localnet), but not for who is outside."""
+    loopback = [
+        nft.ip_destination(0),
+        nft.mask(0, b"\xff\0\0\0"),
+        nft.compare(0, b"\x7f\0\0\0"),
+    ]
+    drop = nft.verdict(nft.DROP)
+    return [
+        nft.add_base_chain(names.table, "guard", "filter", nft.PREROUTING, nft.RAW),
+        *(
+            nft.add_rule(names.table, "guard", *nft.incoming(link), *loopback, drop)
+            for link in (names.bridge, names.mesh)
+        ),
+    ]
+
+
+def _steer(names: Names) -> list[Message]:
+    table = names.table
+    return [
+        nft.add_base_chain(table, "steer", "filter", nft.PREROUTING, nft.MANGLE),
+        nft.add_rule(
+            table,
+            "steer",
+            *nft.incoming(names.mesh),
+            *nft.ct_bit(nft.CT_STATE, nft.STATE_NEW),
+            nft.ether_source(0),
+            nft.lookup("nodes", 0, 0),
+            nft.set_ct_mark(0),
+        ),
+        nft.add_rule(
+            table,
+            "steer",
+            *nft.incoming(names.bridge),
+            nft.ct(nft.CT_DIRECTION, 0),
+            nft.compare(0, _REPLY),
+            nft.ct(nft.CT_MARK, 0),
+            nft.compare(0, bytes(4), unequal=True),
+            nft.set_mark(0),
+        ),
+    ]
+
+
+def _enter(table: str, chain: str) -> list[Message]:
+    """Ports of one sandbox first, then published ones."""
+    by_address = [nft.ip_destination(0), nft.protocol(1), nft.port(2)]
+    return [
+        nft.add_rule(table, chain, *by_address, nft.lookup("hpa", 0, 0), nft.dnat(0, 1)),
+        nft.add_rule(
+            table, chain, *nft.local(), BY_PORT.load, nft.lookup("hp", 0, 0), nft.dnat(0, 1)
+        ),
+        nft.add_rule(table, chain, *nft.local(), BY_PORT.load, nft.lookup_verdict("vips", 0)),
+    ]
+
+
+def _leave(names: Names, subnets: Sequence[IPv4Network]) -> list[Message]:
+    """Flows that would not find back get our address: from loopback, from a bridge's port to
+    another, from the machine itself; and what leaves the node from a container."""
+    table, bridge = names.table, names.bridge
+    translated = nft.ct_bit(nft.CT_STATUS, nft.STATUS_DNAT)
+    loopback = [nft.ip_source(0), nft.mask(0, b"\xff\0\0\0"), nft.compare(0, b"\x7f\0\0\0")]
+    masquerade = nft.masquerade()
+    to_bridge = nft.outgoing(bridge)
+    found = [
+        nft.add_base_chain(table, "post", "nat", nft.POSTROUTING, nft.SRCNAT),
+        nft.add_rule(table, "post", *translated, *loopback, masquerade),
+        nft.add_rule(table, "post", *translated, *nft.incoming(bridge), *to_bridge, masquerade),
+        nft.add_rule(table, "post", *translated, *nft.local(source=True), *to_bridge, masquerade),
+    ]
+    for subnet in subnets:
+        inside = [
+            nft.ip_source(0),
+            nft.mask(0, subnet.netmask.packed),
+            nft.compare(0, subnet.network_address.packed),
+        ]
+        elsewhere = [
+            *nft.outgoing(bridge, unequal=True),
+            *nft.outgoing(names.mesh, unequal=True),
+        ]
+        found.append(nft.add_rule(table, "post", *inside, *elsewhere, masquerade))
+    return found
+
+
+def _host_key(port: HostTarget) -> tuple[str, bytes]:
+    key = balancer.port_key(port.protocol, port.published)
+    return ("hpa", IPv4Address(port.host).packed + key) if port.host else ("hp", key)
+
+
+class MachineTable:
+    """The table as the kernel has it. For the helper thread."""
+
+    def __init__(self, channel: Channel, names: Names) -> None:
+        self._channel = channel
+        self._names = names
+        self._groups = Groups()
+        self._chains: set[int] = set()
+        self._subnets: tuple[IPv4Network, ...] = ()
+        self._nodes: set[int] = set()
+        self._hosts: set[HostTarget] = set()
+
+    def load(self, subnets: Sequence[IPv4Network] | None = None) -> None:
+        """Put the whole table in place, whatever was there; new `subnets` if given."""
+        if subnets is not None:
+            self._subnets = tuple(subnets)
+        table = self._names.table
+        edits = self._groups.everything()
+        wanted = balancer.counts(edits)
+        requests = [
+            *ruleset(self._names, self._subnets),
+            *balancer.extra_chains(table, BY_PORT, wanted),
+            *balancer.messages(table, edits),
+            *self._add_hosts(self._hosts),
+            *self._add_nodes(self._nodes),
+        ]
+        nft.transaction(self._channel, requests)
+        self._chains = wanted
+
+    def publish(
+        self,
+        gone: Iterable[tuple[str, int]],
+        ports: dict[tuple[str, int], set[tuple[str, int]]],
+    ) -> None:
+        """Forget the ports in `gone`; give those in `ports` their backends."""
+        edits: list[Edit] = []
+        for protocol, port in gone:
+            edits += self._groups.put(balancer.port_key(protocol, port), None)
+        for (protocol, port), backends in ports.items():
+            key = balancer.port_key(protocol, port)
+            edits += self._groups.put(key, {balancer.port_backend(*item) for item in backends})
+        if edits:
+            self._carry_out(edits)
+
+    def _carry_out(self, edits: Sequence[Edit]) -> None:
+        table = self._names.table
+        missing = balancer.counts(edits) - self._chains
+        extra = balancer.extra_chains(table, BY_PORT, missing)
+        try:
+            nft.transaction(self._channel, [*extra, *balancer.messages(table, edits)])
+        except NetlinkError:  # somebody changed our table: make it ours again
+            self.load()
+        else:
+            self._chains |= missing
+
+    def open_hosts(self, ports: Iterable[HostTarget]) -> None:
+        fresh = set(ports) - self._hosts
+        nft.transaction(self._channel, self._add_hosts(fresh))
+        self._hosts |= fresh
+
+    def close_hosts(self, address: str) -> None:
+        """No port leads to `address` any more."""
+        gone = {port for port in self._hosts if port.address == address}
+        self._hosts -= gone
+        requests = []
+        for port in gone:
+            name, key = _host_key(port)
+            requests += nft.delete_elements(self._names.table, name, [key])
+        try:
+            nft.transaction(self._channel, requests)
+        except NetlinkError:
+            self.load()
+
+    def _add_hosts(self, ports: Iterable[HostTarget]) -> list[Message]:
+        requests = []
+        for port in ports:
+            name, key = _host_key(port)
+            target = balancer.port_backend(port.address, port.target)
+            requests += nft.add_elements(self._names.table, name, [nft.Element(key, target)])
+        return requests
+
+    def know_nodes(self, indexes: set[int]) -> None:
+        """Flows that enter at exactly these nodes are recognised."""
+        gone = [bytes.fromhex(mesh_mac(index).replace(":", "")) for index in self._nodes - indexes]
+        requests = nft.delete_elements(self._names.table, "nodes", gone)
+        requests += self._add_nodes(indexes - self._nodes)
+        self._nodes = set(indexes)
+        try:
+            nft.transaction(self._channel, requests)
+        except NetlinkError:
+            self.load()
+
+    def _add_nodes(self, indexes: Iterable[int]) -> list[Message]:
+        elements = [
+            nft.Element(
+                bytes.fromhex(mesh_mac(index).replace(":", "")), struct.pack("=I", mark(index))
+            )
+            for index in indexes
+        ]
+        return nft.add_elements(self._names.table, "nodes", elements)
+
+    def forget_flows(self, address: str, everything: bool) -> None:
+        """Have conntrack drop flows to a backend: those of UDP, or all."""
+        request = conntrack.forget(IPv4Address(address), 0 if everything else conntrack.UDP)
+        self._channel.send([request])
+
+    def clear(self) -> None:
+        """Forget published ports and peers (the cluster is left)."""
+        self._groups = Groups()
+        self._nodes = set()
+        self.load()
+
+    def destroy(self) -> None:
+        table = self._names.table
+        nft.transaction(self._channel, [nft.add_table(table), nft.delete_table(table)])

@@ -1,0 +1,478 @@
+"""All kernel state of the network part on this machine. Runs on the helper thread only.
+
+Every method is whole: it leaves the kernel as the table and the records say, or raises and leaves
+nothing half-made. `Networks` decides when, and never lets two run at once.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import msgspec
+
+from common.errors import Unavailable
+from worker.network import balancer, bridge, mesh, nshelper
+from worker.network.balancer import Groups
+from worker.network.bridge import NodeBridge
+from worker.network.ingress import HostTarget, MachineTable, Names
+from worker.network.ipam import node_subnet
+from worker.network.journal import Journal
+from worker.network.mesh import Mesh
+from worker.network.model import HostPort
+from worker.network.netlink import conntrack
+from worker.network.netlink.channel import NETFILTER, ROUTE, Channel
+from worker.network.nshelper import NamespaceHelper
+from worker.network.overlay import Overlay, OverlayRecord
+from worker.network.ports import Ports
+from worker.network.sandbox import Leg, Namespace, Plug, SandboxRecord, network_sysctls
+from worker.network.table import Table, Touched
+
+VXLAN_OVERHEAD = 50
+_UNDERLAY_MTU = 1500  # while no underlay is known
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this node is in its cluster."""
+
+    node_id: str
+    index: int
+    pool: str
+    address: str
+    port: int
+
+
+class Machine:
+    """Bridge, table, mesh, overlays, sandboxes."""
+
+    def __init__(
+        self,
+        helper: NamespaceHelper,
+        journal: Journal,
+        run_dir: Path,
+        owner: str,
+        mtu: int,
+        rng: random.Random,
+    ) -> None:
+        self._helper = helper
+        self._journal = journal
+        self._netns = run_dir / "netns"
+        self._owner = owner
+        self._configured_mtu = mtu
+        self._underlay_mtu = mtu or _UNDERLAY_MTU
+        self._ports = Ports(rng)
+        self._member: Membership | None = None
+        self._mesh: Mesh | None = None
+        self._overlays: dict[str, Overlay] = {}
+        self._groups: dict[str, Groups] = {}
+        self._sandboxes: dict[str, Namespace] = {}
+        self._records: dict[str, SandboxRecord] = {}
+        self._macs: dict[tuple[str, str], str] = {}
+
+    # Opening and closing
+
+    def open(self) -> int:
+        """Open channels and the node's bridge; its number among those of this namespace."""
+        self._home = Channel.open(ROUTE)
+        self._filter = Channel.open(NETFILTER)
+        self._bridge = NodeBridge.open(self._home, self._owner)
+        name = self._bridge.name
+        self._names = Names(table=name, bridge=name, mesh=f"{name}-ing")
+        self._table = MachineTable(self._filter, self._names)
+        return self._bridge.number
+
+    def start(
+        self, subnets: Sequence[IPv4Network], member: Membership | None, table: Table
+    ) -> None:
+        """Serve `subnets`; adopt what an earlier daemon left, remove what is left over."""
+        self._bridge.serve(self._home, tuple(subnets))
+        self._table.load(subnets)
+        self._member = member
+        if member is None:
+            mesh.remove_all(self._home, self._names.mesh, self._names.bridge)
+        else:
+            self._open_mesh(member, adopt=True)
+        self._adopt_overlays(table)
+        self._adopt_sandboxes()
+        self._sweep()
+        self._program_peers(table)
+        self._publish((), (item.service_id for item in table.services()), table)
+
+    def _adopt_overlays(self, table: Table) -> None:
+        for record in self._journal.load("overlays", OverlayRecord).values():
+            overlay = Overlay.adopt(self._helper, record)
+            if overlay is None:
+                self._journal.remove("overlays", record.network_id)
+                continue
+            self._overlays[record.network_id] = overlay
+            self._fill(record.network_id, table)
+
+    def _adopt_sandboxes(self) -> None:
+        for record in self._journal.load("sandboxes", SandboxRecord).values():
+            name = record.spec.id
+            if record.spec.mode == "host":
+                self._records[name] = record
+                continue
+            namespace = Namespace.adopt(self._helper, Path(record.sandbox.netns))
+            if namespace is None:
+                self._journal.remove("sandboxes", name)
+                continue
+            self._sandboxes[name] = namespace
+            self._records[name] = record
+            if record.spec.mode == "private":
+                namespace.open_resolver(self._helper)
+                namespace.load(self._union(record))
+                for port in record.sandbox.host_ports:
+                    self._ports.claim(name, port, force=True)
+                self._open_hosts(record)
+
+    def _sweep(self) -> None:
+        """Remove overlays without sandboxes and namespaces that nobody knows."""
+        self._drop_idle_overlays()
+        known = {record.sandbox.netns for record in self._records.values()}
+        known |= {overlay.record.netns for overlay in self._overlays.values()}
+        for path in self._netns.glob("*"):
+            if str(path) not in known:
+                nshelper.forget(path)
+
+    def close(self) -> None:
+        """Leave what running containers need, or nothing if there are none."""
+        if not self._records:
+            mesh.remove_all(self._home, self._names.mesh, self._names.bridge)
+            for overlay in list(self._overlays.values()):
+                self._destroy_overlay(overlay)
+            self._table.destroy()
+            self._bridge.destroy(self._home)
+        for namespace in self._sandboxes.values():
+            namespace.close()
+        for overlay in self._overlays.values():
+            overlay.close()
+        self._ports.close()
+        self._home.close()
+        self._filter.close()
+
+    # The cluster
+
+    def join(self, member: Membership, subnets: Sequence[IPv4Network], table: Table) -> None:
+        """Be `member`; what was made for another address is made anew."""
+        self._bridge.serve(self._home, tuple(subnets))
+        self._member = member
+        self._open_mesh(member, adopt=False)
+        self._table.load(subnets)
+        for network_id, overlay in list(self._overlays.items()):
+            overlay.rewire(self._home, self._overlay_record(network_id, table))
+            self._journal.put("overlays", network_id, overlay.record)
+            self._fill(network_id, table)
+        self._program_peers(table)
+        self._publish((), (item.service_id for item in table.services()), table)
+
+    def _open_mesh(self, member: Membership, adopt: bool) -> None:
+        mtu = self._configured_mtu or bridge.underlay_mtu(self._home, member.address)
+        self._underlay_mtu = mtu
+        name, link = self._names.mesh, self._names.bridge
+        if not adopt:
+            mesh.remove_all(self._home, name, link)
+        self._mesh = Mesh(self._home, name, link, member.pool, member.index)
+        self._mesh.open(member.address, member.port, mtu - VXLAN_OVERHEAD, adopt)
+
+    def leave(self, subnets: Sequence[IPv4Network]) -> None:
+        """Remove all that belongs to the cluster."""
+        mesh.remove_all(self._home, self._names.mesh, self._names.bridge)
+        self._mesh = self._member = None
+        for overlay in list(self._overlays.values()):
+            self._destroy_overlay(overlay)
+        self._macs.clear()
+        self._ports.release_services()
+        self._table.clear()
+        self.serve(subnets)
+
+    def serve(self, subnets: Sequence[IPv4Network]) -> None:
+        """The node's own subnets are these now."""
+        self._bridge.serve(self._home, tuple(subnets))
+        self._table.load(subnets)
+
+    def apply(self, touched: Touched, table: Table) -> list[str]:
+        """Bring the kernel where `table` is; warnings about ports that processes hold."""
+        if touched.peers:
+            self._program_peers(table)
+        for network_id in self._overlays if touched.peers else touched.networks:
+            overlay = self._overlays.get(network_id)
+            if overlay is not None:
+                overlay.program(table.remotes(network_id, self._node_id))
+        self._rebalance(touched, table)
+        self._forget_moved(touched, table)
+        self._forget_flows(touched)
+        warnings = self._publish(touched.ports_gone, touched.published, table)
+        for address in touched.idle_ingress:
+            self._table.forget_flows(address, everything=False)
+        return warnings
+
+    @property
+    def _node_id(self) -> str:
+        return self._member.node_id if self._member else ""
+
+    def _program_peers(self, table: Table) -> None:
+        if self._mesh is None:
+            return
+        peers = {peer.index: peer.address for peer in table.peers().values()}
+        self._mesh.program(peers)
+        self._table.know_nodes(peers.keys() - {self._member.index if self._member else -1})
+
+    def _rebalance(self, touched: Touched, table: Table) -> None:
+        for network_id, groups in self._groups.items():
+            edits = []
+            for where, vip in touched.vips_gone:
+                if where == network_id:
+                    edits += groups.put(balancer.address_key(vip), None)
+            for where, service_id in touched.groups:
+                service = table.service(service_id)
+                address = service.vips.get(network_id) if service else None
+                if where == network_id and address:
+                    backends = _backends(table, where, service_id)
+                    edits += groups.put(balancer.address_key(address), backends)
+            if not edits:
+                continue
+            ready = balancer.messages("shoal", edits)
+            for name in self._attached(network_id):
+                namespace, record = self._sandboxes[name], self._records[name]
+                namespace.balance(edits, ready, self._union(record))
+
+    def _forget_flows(self, touched: Touched) -> None:
+        for network_id in self._overlays:
+            requests = [
+                conntrack.forget(IPv4Address(address), conntrack.UDP)
+                for where, address in touched.idle
+                if where == network_id
+            ]
+            requests += [
+                conntrack.forget(IPv4Address(address))
+                for where, address in touched.gone
+                if where == network_id
+            ]
+            if requests:
+                for name in self._attached(network_id):
+                    self._sandboxes[name].forget_flows(requests)
+
+    def _forget_moved(self, touched: Touched, table: Table) -> None:
+        """An address that has a new MAC must not be sought at the old one until ARP ages."""
+        for network_id, address in touched.moved:
+            if network_id not in self._overlays:
+                continue
+            mac = table.mac(network_id, address)
+            before = self._macs.get((network_id, address), mac)
+            self._macs[network_id, address] = mac
+            if before == mac:
+                continue
+            for name in self._attached(network_id):
+                place = [leg.network_id for leg in self._records[name].legs].index(network_id)
+                found = [(place, IPv4Address(address), before)]
+                self._sandboxes[name].forget_neighbours(found)
+
+    def _publish(
+        self, gone: Iterable[tuple[str, int]], services: Iterable[str], table: Table
+    ) -> list[str]:
+        warnings = []
+        gone = set(gone)
+        for protocol, port in gone:
+            self._ports.release_one(f"service:{protocol}:{port}", protocol, port)
+        ports: dict[tuple[str, int], set[tuple[str, int]]] = {}
+        for service_id in services:
+            ports |= table.published(service_id)
+        for protocol, port in ports:
+            warnings += self._hold_published(protocol, port)
+        self._table.publish(gone, ports)
+        return warnings
+
+    def _hold_published(self, protocol: str, port: int) -> list[str]:
+        owner = f"service:{protocol}:{port}"
+        holder = self._ports.holder(protocol, port)
+        if holder == owner:
+            return []
+        if holder:
+            return [f"published port {port}/{protocol} is taken on this node by sandbox {holder}"]
+        wanted = HostPort(protocol=protocol, published=port, target=port)
+        self._ports.claim(owner, wanted, force=True)
+        if not self._ports.held(protocol, port):
+            return [
+                f"a process of this machine listens on port {port}/{protocol}; "
+                "the service that publishes it answers in its place"
+            ]
+        return []
+
+    # Overlays
+
+    def ensure_overlay(self, network_id: str, table: Table) -> None:
+        """Have the network's share on this node. Raises Unavailable, NetlinkError."""
+        if network_id in self._overlays:
+            return
+        record = self._overlay_record(network_id, table)
+        self._journal.put("overlays", network_id, record)
+        try:
+            overlay = Overlay.create(self._helper, self._home, record)
+        except BaseException:
+            self._journal.remove("overlays", network_id)
+            raise
+        self._overlays[network_id] = overlay
+        self._fill(network_id, table)
+
+    def _overlay_record(self, network_id: str, table: Table) -> OverlayRecord:
+        network = table.network(network_id)
+        if self._member is None or network is None:
+            raise Unavailable(f"network {network_id} is not known on this node")
+        mtu = network.mtu or self._underlay_mtu - VXLAN_OVERHEAD
+        return OverlayRecord(
+            network_id=network_id,
+            vni=network.vni,
+            local=self._member.address,
+            port=self._member.port,
+            mtu=mtu,
+            netns=str(self._netns / f"overlay-{network_id}"),
+        )
+
+    def _fill(self, network_id: str, table: Table) -> None:
+        remotes = table.remotes(network_id, self._node_id)
+        self._overlays[network_id].program(remotes)
+        self._macs |= {(network_id, address): item.mac for address, item in remotes.items()}
+        groups = Groups()
+        for vip, service_id in table.vips(network_id).items():
+            groups.put(balancer.address_key(vip), _backends(table, network_id, service_id))
+        self._groups[network_id] = groups
+
+    def _drop_idle_overlays(self) -> None:
+        for network_id, overlay in list(self._overlays.items()):
+            if not self._attached(network_id):
+                self._destroy_overlay(overlay)
+
+    def _destroy_overlay(self, overlay: Overlay) -> None:
+        network_id = overlay.record.network_id
+        overlay.destroy()
+        self._journal.remove("overlays", network_id)
+        del self._overlays[network_id]
+        self._groups.pop(network_id, None)
+        self._macs = {key: mac for key, mac in self._macs.items() if key[0] != network_id}
+
+    def _attached(self, network_id: str) -> list[str]:
+        return [
+            name
+            for name, record in self._records.items()
+            if any(leg.network_id == network_id for leg in record.legs) and name in self._sandboxes
+        ]
+
+    def _union(self, record: SandboxRecord) -> Groups:
+        members: dict[bytes, balancer.Backends] = {}
+        for leg in record.legs:
+            if leg.network_id in self._groups:
+                members |= self._groups[leg.network_id].members
+        return Groups(members)
+
+    # Sandboxes
+
+    def netns_path(self, name: str) -> Path:
+        return self._netns / name
+
+    def records(self) -> dict[str, SandboxRecord]:
+        """All sandboxes, by id."""
+        return dict(self._records)
+
+    def namespace(self, name: str) -> Namespace | None:
+        return self._sandboxes.get(name)
+
+    def claim_ports(self, name: str, wanted: Sequence[HostPort]) -> tuple[HostPort, ...]:
+        """Raises Conflict, Invalid; then none is held."""
+        try:
+            return tuple(self._ports.claim(name, port) for port in wanted)
+        except BaseException:
+            self._ports.release(name)
+            raise
+
+    def release_ports(self, name: str) -> None:
+        self._ports.release(name)
+
+    def build(self, record: SandboxRecord, table: Table) -> Namespace | None:
+        """Make the sandbox of `record`, whose ports are claimed already."""
+        name = record.spec.id
+        namespace = None
+        try:
+            if record.spec.mode != "host":
+                sysctls = network_sysctls(record.spec.sysctls)
+                namespace = Namespace.create(self._helper, Path(record.sandbox.netns), sysctls)
+            if namespace is not None and record.spec.mode == "private":
+                self._equip(namespace, record, table)
+            self._journal.put("sandboxes", name, record)
+        except BaseException:
+            if namespace is not None:
+                namespace.destroy()
+            self._release(record)
+            raise
+        self._records[name] = record
+        if namespace is not None:
+            self._sandboxes[name] = namespace
+        return namespace
+
+    def _equip(self, namespace: Namespace, record: SandboxRecord, table: Table) -> None:
+        for leg in record.legs:
+            if leg.network_id:
+                self.ensure_overlay(leg.network_id, table)
+        namespace.open_resolver(self._helper)
+        namespace.connect([self._near(leg) for leg in record.legs])
+        for leg in record.legs:
+            if leg.network_id:
+                self._overlays[leg.network_id].attach(leg.near, leg.mac)
+            else:
+                self._bridge.attach(self._home, leg.near)
+        namespace.load(self._union(record))
+        self._open_hosts(record)
+
+    def _near(self, leg: Leg) -> Plug:
+        if leg.network_id:
+            overlay = self._overlays[leg.network_id]
+            return Plug(leg, overlay.descriptor, overlay.record.mtu)
+        # Small enough for the mesh as well.
+        return Plug(leg, self._helper.home, self._underlay_mtu - VXLAN_OVERHEAD)
+
+    def _open_hosts(self, record: SandboxRecord) -> None:
+        address = record.sandbox.node_address
+        targets = [
+            HostTarget(port.host_ip, port.protocol, port.published, address, port.target)
+            for port in record.sandbox.host_ports
+        ]
+        if targets:
+            self._table.open_hosts(targets)
+
+    def destroy(self, name: str) -> None:
+        """Remove a sandbox and what was only for it; no error if it is gone already."""
+        record = self._records.pop(name, None)
+        namespace = self._sandboxes.pop(name, None)
+        self._journal.remove("sandboxes", name)
+        if record is None:
+            return
+        if namespace is not None:
+            namespace.destroy()
+        self._release(record)
+        if record.sandbox.node_address:
+            self._table.forget_flows(record.sandbox.node_address, everything=True)
+
+    def _release(self, record: SandboxRecord) -> None:
+        self._ports.release(record.spec.id)
+        if record.sandbox.host_ports:
+            self._table.close_hosts(record.sandbox.node_address)
+        self._drop_idle_overlays()
+
+
+def _backends(table: Table, network_id: str, service_id: str) -> set[bytes]:
+    return {balancer.address_key(address) for address in table.active(network_id, service_id)}
+
+
+def default_subnet(pool: str, number: int) -> IPv4Network:
+    """The subnet of a node outside any cluster: from the end of the pool, out of members' way."""
+    return node_subnet(pool, -1 - number)
+
+
+def subnets_of(records: Iterable[SandboxRecord], current: IPv4Network) -> tuple[IPv4Network, ...]:
+    """`current`, and those that sandboxes made before still have addresses of."""
+    found = {current}
+    for record in records:
+        for leg in record.legs:
+            if not leg.network_id:
+                found.add(IPv4Interface(leg.address).network)
+    return tuple(sorted(found))

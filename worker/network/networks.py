@@ -1,0 +1,455 @@
+"""The network part of one machine: sandboxes, overlays, balancing, names, published ports.
+
+This is the side of the event loop: it keeps the endpoint table, decides, serves names, and has
+`Machine` do the kernel's part on the helper thread. One operation runs at a time.
+"""
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import Coroutine, Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.clock import Clock
+from common.config import DaemonConfig
+from common.errors import Conflict, Invalid, NotImplementedHere, ShoalError, Unavailable
+from common.protocol.network import NetworkChange
+from worker.network import local, sandbox
+from worker.network.ipam import Ipam, node_subnet
+from worker.network.journal import Journal
+from worker.network.machine import Machine, Membership, default_subnet, subnets_of
+from worker.network.model import Attachment, HostPort, Interface, Sandbox, SandboxSpec
+from worker.network.names import Scope
+from worker.network.netlink.rtnl import mac_bytes
+from worker.network.nshelper import NamespaceHelper
+from worker.network.resolver import Resolver
+from worker.network.sandbox import Leg, Namespace, SandboxRecord
+from worker.network.table import Table
+from worker.network.upstream import MachineSettings, Upstream
+
+R = TypeVar("R")
+
+_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+_MODES = ("private", "none", "host")
+_SAVE_AFTER_S = 2.0
+_RESOLV_CONF = Path("/etc/resolv.conf")
+_HOSTS = Path("/etc/hosts")
+
+log = logging.getLogger(__name__)
+
+
+class Networks:
+    """What the engine and the agent use. Nothing but `open` may be called before it."""
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        resolv_conf: Path = _RESOLV_CONF,
+        machine: int | None = None,
+    ) -> None:
+        """`machine`: descriptor of the machine's network namespace, if not the process's own."""
+        self._config = config
+        self._clock = clock
+        self._rng = rng
+        self._owner = str(config.state_dir)
+        self._journal = Journal(config.state_dir / "network")
+        self._table = Table()
+        self._member: Membership | None = None
+        self._settings = MachineSettings(resolv_conf, config.dns)
+        self._upstream = Upstream(lambda: self._settings.servers, rng)
+        self._resolvers: dict[str, Resolver] = {}
+        self._lock = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._saving: asyncio.TimerHandle | None = None
+        self._namespace = machine
+        self._created = clock.now()
+        self._opened = False
+
+    # Opening and closing
+
+    async def open(self) -> None:
+        """Adopt what runs, clean what is left over. Raises Unavailable if the kernel refuses."""
+        self._member = self._journal.get("state", "member", Membership)
+        saved = self._journal.get("state", "table", NetworkChange)
+        if saved is not None and self._member is not None:
+            self._table.apply(saved)
+        self._helper = NamespaceHelper(self._namespace)
+        self._machine = Machine(
+            self._helper,
+            self._journal,
+            self._config.run_dir,
+            self._owner,
+            self._config.mtu,
+            self._rng,
+        )
+        try:
+            self._number = await self._helper.run(self._machine.open)
+            # Which subnets are in use shows only when the sandboxes are read.
+            records = self._journal.load("sandboxes", SandboxRecord).values()
+            self._use(self._own_subnet(), records)
+            subnets = subnets_of(records, self._ipam.subnet)
+            await self._helper.run(self._machine.start, subnets, self._member, self._table)
+        except OSError as error:
+            raise _refused("open the node's network", error) from error
+        self._opened = True
+        for name, record in self._machine.records().items():
+            namespace = self._machine.namespace(name)
+            if namespace is not None:
+                self._serve_names(record, namespace)
+
+    def _own_subnet(self) -> IPv4Network:
+        if self._member is not None:
+            return node_subnet(self._member.pool, self._member.index)
+        return default_subnet(self._config.node_pool, self._number)
+
+    def _use(self, subnet: IPv4Network, records: Iterable[SandboxRecord]) -> None:
+        taken = [
+            IPv4Address(record.sandbox.node_address)
+            for record in records
+            if record.sandbox.node_address
+        ]
+        self._ipam = Ipam(subnet, taken)
+
+    async def close(self) -> None:
+        """Stop serving; kernel state for running containers stays, and all goes if there are none.
+
+        Sandboxes answer no names until the next `open`; connections go on.
+        """
+        if not self._opened:
+            return
+        self._opened = False
+        await asyncio.gather(*self._running, return_exceptions=True)
+        async with self._lock:
+            if self._saving is not None:
+                self._saving.cancel()
+            if self._member is not None:
+                await asyncio.to_thread(self._save_table)
+            await asyncio.gather(*(item.stop() for item in self._resolvers.values()))
+            self._resolvers.clear()
+            await self._helper.run(self._machine.close)
+            await asyncio.to_thread(self._helper.close)
+
+    # The cluster
+
+    async def join(
+        self, node_id: str, node_index: int, node_pool: str, address: str, data_path_port: int
+    ) -> None:
+        """Be node `node_id` of a cluster, with `node_pool`'s /22 of number `node_index`.
+
+        Idempotent. Sandboxes made before keep their addresses. Raises Unavailable.
+        """
+        member = Membership(
+            node_id=node_id,
+            index=node_index,
+            pool=node_pool,
+            address=address,
+            port=data_path_port or self._config.data_path_port,
+        )
+        await self._whole(self._join(member))
+
+    async def _join(self, member: Membership) -> None:
+        if member == self._member:
+            return
+        subnet = node_subnet(member.pool, member.index)
+        records = self._machine.records().values()
+        try:
+            await self._helper.run(
+                self._machine.join, member, subnets_of(records, subnet), self._table
+            )
+        except OSError as error:
+            raise _refused(f"join the cluster's network as {member.address}", error) from error
+        self._member = member
+        self._use(subnet, records)
+        await asyncio.to_thread(self._journal.put, "state", "member", member)
+
+    async def leave(self) -> None:
+        """The cluster is left: remove overlays, ingress, names, all of the cluster's state."""
+        await self._whole(self._leave())
+
+    async def _leave(self) -> None:
+        if self._member is None and not any(True for _ in self._table.items()):
+            return
+        self._member = None
+        self._table.apply(NetworkChange(complete=True))
+        self._journal.remove("state", "member")
+        self._journal.remove("state", "table")
+        records = self._machine.records().values()
+        self._use(self._own_subnet(), records)
+        await self._helper.run(self._machine.leave, subnets_of(records, self._ipam.subnet))
+
+    async def apply(self, change: NetworkChange) -> None:
+        """Returns when the kernel, the balancer and the names agree with `change`."""
+        await self._whole(self._apply(change))
+
+    async def _apply(self, change: NetworkChange) -> None:
+        touched = self._table.apply(change)
+        try:
+            warnings = await self._helper.run(self._machine.apply, touched, self._table)
+        except OSError as error:
+            raise _refused("apply the endpoint table", error) from error
+        for line in warnings:
+            log.warning("%s", line)
+        if self._saving is None:
+            loop = asyncio.get_running_loop()
+            self._saving = loop.call_later(_SAVE_AFTER_S, self._save_later)
+
+    def _save_later(self) -> None:
+        self._saving = None
+        if self._member is not None and self._opened:
+            self._start(self._save())
+
+    async def _save(self) -> None:
+        async with self._lock:  # the table must not change meanwhile
+            if self._member is not None:
+                await asyncio.to_thread(self._save_table)
+
+    def _save_table(self) -> None:
+        puts = tuple(self._table.items())
+        self._journal.put("state", "table", NetworkChange(complete=True, puts=puts))
+
+    def digest(self) -> str:
+        """Of the endpoint table, to be compared with the dispatcher's."""
+        return self._table.digest()
+
+    # Sandboxes
+
+    async def open_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        """Make a sandbox ready for processes; the one there is if `spec.id` has one.
+
+        Raises Invalid, Conflict (a host port is in use), Unavailable (a network is not known on
+        this node, no address is free, the kernel refuses); then nothing is left of it.
+        """
+        return await self._whole(self._open_sandbox(spec))
+
+    async def _open_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        existing = self._machine.records().get(spec.id)
+        if existing is not None:
+            return existing.sandbox
+        _check(spec)
+        ports = await self._helper.run(self._machine.claim_ports, spec.id, spec.host_ports)
+        address = None
+        try:
+            if spec.mode == "private" and not spec.internal_only:
+                address = self._ipam.take()
+            record = self._plan(spec, ports, address)
+            namespace = await self._helper.run(self._machine.build, record, self._table)
+        except (OSError, ShoalError) as error:
+            if address is not None:
+                self._ipam.give_back(address)
+            await self._helper.run(self._machine.release_ports, spec.id)
+            if isinstance(error, OSError):
+                raise _refused(f"make the sandbox of {spec.id[:12]}", error) from error
+            raise
+        if namespace is not None:
+            self._serve_names(record, namespace)
+        return record.sandbox
+
+    def _plan(
+        self, spec: SandboxSpec, ports: tuple[HostPort, ...], address: IPv4Address | None
+    ) -> SandboxRecord:
+        if spec.mode == "host":
+            resolv, hosts = self._settings.text, _read(_HOSTS)
+            return SandboxRecord(
+                spec=spec, sandbox=Sandbox(id=spec.id, netns="", resolv_conf=resolv, hosts=hosts)
+            )
+        netns = str(self._machine.netns_path(spec.id))
+        if spec.mode == "none":
+            hosts = sandbox.hosts(spec.hostname, ())
+            made = Sandbox(id=spec.id, netns=netns, resolv_conf=self._settings.text, hosts=hosts)
+            return SandboxRecord(spec=spec, sandbox=made)
+        legs, interfaces = self._legs(spec, address)
+        named = [interface.address.split("/")[0] for interface in interfaces]
+        made = Sandbox(
+            id=spec.id,
+            netns=netns,
+            interfaces=tuple(interfaces),
+            node_address=str(address or ""),
+            host_ports=ports,
+            resolv_conf=sandbox.resolv_conf(spec, self._settings.search),
+            hosts=sandbox.hosts(spec.hostname, named),
+        )
+        return SandboxRecord(spec=spec, sandbox=made, legs=tuple(legs))
+
+    def _legs(
+        self, spec: SandboxSpec, address: IPv4Address | None
+    ) -> tuple[list[Leg], list[Interface]]:
+        """Overlays first, the node's bridge last. The latter is shown only if it was asked for,
+        or if there is nothing else."""
+        overlays = [item for item in spec.attachments if not self._is_bridge(item)]
+        legs = [self._overlay_leg(place, item) for place, item in enumerate(overlays)]
+        interfaces = [
+            Interface(
+                name=leg.name,
+                network_id=item.network_id,
+                network_name=item.network_name,
+                address=leg.address,
+                mac=leg.mac,
+            )
+            for leg, item in zip(legs, overlays, strict=True)
+        ]
+        if address is not None:
+            leg = self._bridge_leg(len(legs), address)
+            legs.append(leg)
+            if len(overlays) < len(spec.attachments) or not overlays:
+                interfaces.append(
+                    Interface(
+                        name=leg.name,
+                        network_id=local.network_id(self._owner, local.BRIDGE),
+                        network_name=local.BRIDGE,
+                        address=leg.address,
+                        gateway=leg.gateway,
+                        mac=leg.mac,
+                    )
+                )
+        return legs, interfaces
+
+    def _is_bridge(self, item: Attachment) -> bool:
+        return local.BRIDGE in (item.network_id, item.network_name) or (
+            item.network_id == local.network_id(self._owner, local.BRIDGE)
+        )
+
+    def _overlay_leg(self, place: int, item: Attachment) -> Leg:
+        name = item.network_name or item.network_id
+        if self._table.network(item.network_id) is None:
+            raise Unavailable(f"network {name} is not known on this node")
+        try:
+            address = IPv4Interface(item.address)
+            mac_bytes(item.mac)
+        except ValueError as error:
+            raise Invalid(
+                f"network {name}: address {item.address!r} with MAC {item.mac!r} is not usable"
+            ) from error
+        return Leg(
+            name=f"eth{place}",
+            near=self._near_name(),
+            mac=item.mac,
+            address=str(address),
+            network_id=item.network_id,
+        )
+
+    def _bridge_leg(self, place: int, address: IPv4Address) -> Leg:
+        subnet = self._ipam.subnet
+        return Leg(
+            name=f"eth{place}",
+            near=self._near_name(),
+            mac="02:42:" + address.packed.hex(":"),
+            address=f"{address}/{subnet.prefixlen}",
+            gateway=str(self._ipam.gateway),
+        )
+
+    def _near_name(self) -> str:
+        """Never used before: the near end of a dead sandbox's pair lives on for a moment."""
+        return f"sh{self._rng.getrandbits(48):012x}"
+
+    async def close_sandbox(self, sandbox_id: str) -> None:
+        """Remove a sandbox whose processes have ended; no error if there is none."""
+        await self._whole(self._close_sandbox(sandbox_id))
+
+    async def _close_sandbox(self, sandbox_id: str) -> None:
+        resolver = self._resolvers.pop(sandbox_id, None)
+        if resolver is not None:
+            await resolver.stop()
+        record = self._machine.records().get(sandbox_id)
+        try:
+            await self._helper.run(self._machine.destroy, sandbox_id)
+        except OSError as error:
+            raise _refused(f"remove the sandbox of {sandbox_id[:12]}", error) from error
+        if record is not None and record.sandbox.node_address:
+            self._ipam.give_back(IPv4Address(record.sandbox.node_address))
+
+    def sandboxes(self) -> dict[str, Sandbox]:
+        """All that exist, by id."""
+        return {name: record.sandbox for name, record in self._machine.records().items()}
+
+    def _serve_names(self, record: SandboxRecord, namespace: Namespace) -> None:
+        if namespace.udp is None or namespace.tcp is None:
+            return
+        scopes = [
+            Scope(item.network_id, item.network_name)
+            for item in record.spec.attachments
+            if not self._is_bridge(item)
+        ]
+        resolver = Resolver(self._table, scopes, self._upstream, record.spec.dns_servers, self._rng)
+        resolver.start(namespace.udp, namespace.tcp)
+        self._resolvers[record.spec.id] = resolver
+
+    # Local networks, for the API
+
+    def list(self) -> list[dict[str, Any]]:
+        """The node's own networks, as the API shows them."""
+        return [self.inspect(name) for name in local.NAMES]
+
+    def inspect(self, ref: str) -> dict[str, Any]:
+        """One of them by name or id. Raises NotFound."""
+        name = local.resolve(self._owner, ref)
+        link = f"shoal{self._number}"
+        records = self._machine.records().values()
+        return local.describe(self._owner, name, self._created, self._ipam.subnet, link, records)
+
+    async def create(self, name: str, driver: str = "bridge", **options: object) -> str:
+        """Networks of one node other than bridge, host and none are refused."""
+        raise NotImplementedHere(
+            f"network {name}: a local network with driver {driver} is not supported yet; "
+            "use the driver overlay"
+        )
+
+    async def remove(self, ref: str) -> None:
+        """Raises NotFound, or Conflict: the local networks stay."""
+        raise Conflict(f"{local.resolve(self._owner, ref)} is a pre-defined network: it stays")
+
+    # Running things whole
+
+    async def _whole(self, work: Coroutine[Any, Any, R]) -> R:
+        """One at a time, and to the end also if the caller gives up: the kernel knows no half."""
+        if not self._opened:
+            work.close()
+            raise Unavailable("the network part of this node is not open")
+        return await asyncio.shield(self._start(self._alone(work)))
+
+    async def _alone(self, work: Coroutine[Any, Any, R]) -> R:
+        async with self._lock:
+            return await work
+
+    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+
+def _check(spec: SandboxSpec) -> None:
+    if not _ID.match(spec.id):
+        raise Invalid(f"{spec.id!r} cannot name a sandbox")
+    if spec.mode not in _MODES:
+        raise Invalid(f"network mode {spec.mode!r} is not one of {', '.join(_MODES)}")
+    if spec.mode != "private" and (spec.host_ports or spec.attachments):
+        raise Invalid(f"network mode {spec.mode} goes with no published ports and no networks")
+    if spec.internal_only and spec.host_ports:
+        raise Invalid("a container on internal networks only cannot publish ports")
+    if spec.mode == "host" and any(name.startswith("net.") for name in spec.sysctls):
+        raise Invalid("network mode host goes with no net.* sysctls: they are the machine's")
+    for server in spec.dns_servers:
+        try:
+            IPv4Address(server)
+        except ValueError as error:
+            raise Invalid(f"DNS server {server!r} is not an IPv4 address") from error
+    for word in (*spec.dns_search, *spec.dns_options, spec.hostname):
+        if not word.isprintable() or " " in word:
+            raise Invalid(f"{word!r} cannot stand in a name or an option of the resolver")
+
+
+def _refused(what: str, error: OSError) -> Unavailable:
+    return Unavailable(f"cannot {what}: {error.strerror or error}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

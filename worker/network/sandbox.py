@@ -1,0 +1,254 @@
+"""A container's network namespace: links, addresses, routes, and the balancer for its VIPs.
+
+The daemon makes it before the container's processes start and hands over a path that keeps it
+alive, so it does not die with the daemon.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from common.errors import Invalid
+from worker.network import balancer, nshelper
+from worker.network.balancer import BY_ADDRESS, Edit, Groups
+from worker.network.model import Sandbox, SandboxSpec
+from worker.network.netlink import conntrack, nft, rtnl
+from worker.network.netlink.channel import NETFILTER, ROUTE, Channel, NetlinkError
+from worker.network.netlink.codec import Message
+from worker.network.nshelper import NamespaceHelper
+
+RESOLVER = "127.0.0.11"  # where a container's resolver is, as with Docker
+
+_TABLE = "shoal"
+_FIRST_INDEX = 10  # links eth0, eth1 … have numbers 10, 11 …
+_DNS_PORT = 53
+_ANYWHERE = IPv4Network("0.0.0.0/0")
+_SYSCTLS = {
+    "net.ipv6.conf.default.disable_ipv6": "1",
+    "net.ipv4.ping_group_range": "0 2147483647",
+    "net.ipv4.ip_unprivileged_port_start": "0",
+}
+
+
+class Leg(msgspec.Struct, frozen=True, kw_only=True):
+    """One veth pair: its end in the sandbox, and its near end in a bridge's namespace."""
+
+    name: str
+    near: str
+    mac: str
+    address: str  # CIDR
+    network_id: str = ""  # of the overlay; "" for the node's bridge
+    gateway: str = ""  # default route
+
+
+class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is needed to adopt a sandbox."""
+
+    spec: SandboxSpec
+    sandbox: Sandbox
+    legs: tuple[Leg, ...] = ()
+
+
+class Plug(NamedTuple):
+    """A leg, the namespace (a descriptor) that its near end goes to, and their MTU."""
+
+    leg: Leg
+    namespace: int
+    mtu: int
+
+
+def link_requests(plugs: Sequence[Plug]) -> list[Message]:
+    """What makes the sandbox's links, addresses and routes."""
+    found = [rtnl.set_up(1)]
+    for index, (leg, namespace, mtu) in enumerate(plugs, _FIRST_INDEX):
+        pair = rtnl.add_veth(leg.name, index, leg.near, mac=leg.mac, mtu=mtu, namespace=namespace)
+        found += [pair, rtnl.add_address(index, IPv4Interface(leg.address))]
+        if leg.gateway:
+            found.append(rtnl.route(_ANYWHERE, index, IPv4Address(leg.gateway)))
+    return found
+
+
+def ruleset(udp_port: int, tcp_port: int) -> list[Message]:
+    """The sandbox's table without groups: names go to the resolver, VIPs to a backend."""
+    return [
+        *nft.fresh_table(_TABLE),
+        *balancer.maps(_TABLE, BY_ADDRESS),
+        nft.add_base_chain(_TABLE, "out", "nat", nft.OUTPUT, nft.OUTNAT),
+        _redirect(socket.IPPROTO_UDP, udp_port),
+        _redirect(socket.IPPROTO_TCP, tcp_port),
+        nft.add_rule(_TABLE, "out", nft.ip_destination(0), nft.lookup_verdict("vips", 0)),
+        nft.add_base_chain(_TABLE, "flt", "filter", nft.OUTPUT, nft.FILTER),
+        nft.add_rule(_TABLE, "flt", nft.ip_destination(0), nft.lookup_verdict("dead", 0)),
+    ]
+
+
+def _redirect(protocol: int, port: int) -> Message:
+    """ip daddr 127.0.0.11 PROTOCOL dport 53 dnat to 127.0.0.11:PORT"""
+    address = IPv4Address(RESOLVER).packed
+    return nft.add_rule(
+        _TABLE,
+        "out",
+        nft.ip_destination(0) + nft.compare(0, address),
+        nft.protocol(0) + nft.compare(0, bytes([protocol])),
+        nft.port(0) + nft.compare(0, struct.pack("!H", _DNS_PORT)),
+        nft.load(0, address) + nft.load(1, struct.pack("!H", port)),
+        nft.dnat(0, 1),
+    )
+
+
+class Namespace:
+    """The kernel side of one sandbox. For the helper thread; `udp` and `tcp` are the loop's."""
+
+    def __init__(self, path: Path, descriptor: int, route: Channel, filter_: Channel) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._route = route
+        self._filter = filter_
+        self._chains: set[int] = set()
+        self.udp: socket.socket | None = None
+        self.tcp: socket.socket | None = None
+
+    @classmethod
+    def create(cls, helper: NamespaceHelper, path: Path, sysctls: dict[str, str]) -> "Namespace":
+        """A new namespace, kept under `path`, with loopback and `sysctls`. Raises Invalid."""
+        descriptor, channels = helper.create(lambda: _prepare(sysctls))
+        namespace = cls(path, descriptor, *channels)
+        try:
+            nshelper.persist(descriptor, path)
+        except BaseException:
+            namespace.close()
+            raise
+        return namespace
+
+    @classmethod
+    def adopt(cls, helper: NamespaceHelper, path: Path) -> "Namespace | None":
+        """The one that an earlier daemon kept under `path`; None if it is gone."""
+        descriptor = nshelper.reopen(path)
+        if descriptor is None:
+            return None
+        with helper.inside(descriptor):
+            return cls(path, descriptor, Channel.open(ROUTE), Channel.open(NETFILTER))
+
+    def connect(self, plugs: Sequence[Plug]) -> None:
+        """Make the links; the near ends are in place afterwards, but down and on their own."""
+        self._route.send(link_requests(plugs))
+
+    def open_resolver(self, helper: NamespaceHelper) -> None:
+        """Make the sockets of this sandbox's resolver."""
+        with helper.inside(self._descriptor):
+            self.udp, self.tcp = nshelper.udp_and_tcp(RESOLVER)
+
+    def load(self, groups: Groups) -> None:
+        """Put the whole table in place in one transaction, whatever was there."""
+        assert self.udp is not None
+        assert self.tcp is not None
+        edits = groups.everything()
+        wanted = balancer.counts(edits)
+        nft.transaction(
+            self._filter,
+            [
+                *ruleset(self.udp.getsockname()[1], self.tcp.getsockname()[1]),
+                *balancer.extra_chains(_TABLE, BY_ADDRESS, wanted),
+                *balancer.messages(_TABLE, edits),
+            ],
+        )
+        self._chains = wanted
+
+    def balance(self, edits: Sequence[Edit], ready: Sequence[Message], groups: Groups) -> None:
+        """Carry out `edits`; `ready` are their messages, the same for many sandboxes.
+
+        If the kernel refuses, its maps are not what we believed: the whole of `groups` is loaded.
+        """
+        missing = balancer.counts(edits) - self._chains
+        extra = balancer.extra_chains(_TABLE, BY_ADDRESS, missing)
+        try:
+            nft.transaction(self._filter, [*extra, *ready])
+        except NetlinkError:
+            self.load(groups)
+        else:
+            self._chains |= missing
+
+    def forget_flows(self, requests: Sequence[Message]) -> None:
+        """Have conntrack drop the flows that `requests` name, unless it tracks none at all."""
+        if requests and conntrack.count(self._filter):
+            self._filter.send(requests)
+
+    def forget_neighbours(self, found: Sequence[tuple[int, IPv4Address, str]]) -> None:
+        """Have the next packet ask anew where an address is: (place of the leg, address, MAC)."""
+        requests = [
+            rtnl.neighbour(_FIRST_INDEX + place, address, mac, delete=True)
+            for place, address, mac in found
+        ]
+        self._route.send(requests, _NO_SUCH)
+
+    def close(self) -> None:
+        """Let go of it; it lives on under its path."""
+        for sock in (self.udp, self.tcp):
+            if sock is not None:
+                sock.close()
+        self._route.close()
+        self._filter.close()
+        os.close(self._descriptor)
+
+    def destroy(self) -> None:
+        """Remove it. The kernel takes its links, both ends, once no process is left inside."""
+        nshelper.forget(self._path)
+        self.close()
+
+
+_NO_SUCH = {2, 3, 19}
+
+
+def _prepare(sysctls: dict[str, str]) -> tuple[Channel, Channel]:
+    for name, value in _SYSCTLS.items():
+        nshelper.try_sysctl(name, value)
+    route = Channel.open(ROUTE)
+    route.send([rtnl.set_up(1)])
+    for name, value in sysctls.items():
+        try:
+            nshelper.write_sysctl(name, value)
+        except OSError as error:
+            route.close()
+            raise Invalid(f"sysctl {name}={value} is refused: {error.strerror}") from error
+    return route, Channel.open(NETFILTER)
+
+
+def network_sysctls(wanted: dict[str, str]) -> dict[str, str]:
+    """Those of the network namespace. Raises Invalid for a name that leads elsewhere."""
+    for name in wanted:
+        if name.startswith("net.") and ("/" in name or ".." in name or not name.isprintable()):
+            raise Invalid(f"sysctl {name!r} is not a valid name")
+    return {name: value for name, value in wanted.items() if name.startswith("net.")}
+
+
+def resolv_conf(spec: SandboxSpec, search: Sequence[str]) -> str:
+    """/etc/resolv.conf of a private sandbox. `search`: the machine's domains."""
+    domains = spec.dns_search or tuple(search)
+    lines = [f"nameserver {RESOLVER}"]
+    if domains and domains != (".",):
+        lines.append("search " + " ".join(domains))
+    options = spec.dns_options or ("ndots:0",)
+    lines.append("options " + " ".join(options))
+    return "\n".join(lines) + "\n"
+
+
+def hosts(hostname: str, addresses: Sequence[str]) -> str:
+    """/etc/hosts of a sandbox."""
+    lines = [
+        "127.0.0.1\tlocalhost",
+        "::1\tlocalhost ip6-localhost ip6-loopback",
+        "fe00::\tip6-localnet",
+        "ff00::\tip6-mcastprefix",
+        "ff02::1\tip6-allnodes",
+        "ff02::2\tip6-allrouters",
+    ]
+    if hostname:
+        names = hostname if "." not in hostname else f"{hostname} {hostname.split('.')[0]}"
+        lines += [f"{address}\t{names}" for address in addresses]
+    return "\n".join(lines) + "\n"
