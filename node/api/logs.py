@@ -8,7 +8,7 @@ from common.errors import Invalid
 from common.protocol.dispatcher import LogLine
 from node.api import body
 from node.api.daemon import Daemon
-from node.api.streaming import MULTIPLEXED, RAW, frame, start, timestamp
+from node.api.streaming import MULTIPLEXED, RAW, closable, frame, start, timestamp
 
 
 def tail(request: web.Request) -> int:
@@ -44,8 +44,8 @@ async def container_logs(request: web.Request, daemon: Daemon) -> web.StreamResp
     times = body.flag(request, "timestamps")
     tty = container.config.tty
     response = await start(request, RAW if tty else MULTIPLEXED)
-    async with contextlib.aclosing(lines):
-        async for line in lines:
+    async with contextlib.aclosing(closable(lines)) as source:
+        async for line in source:
             prefix = f"{timestamp(line.time_ns)} ".encode() if times else b""
             data = prefix + line.data
             await response.write(data if tty else frame(line.stream, data))
@@ -77,8 +77,8 @@ async def cluster_logs(
     )
     times, details = body.flag(request, "timestamps"), body.flag(request, "details")
     response = await start(request, RAW if tty else MULTIPLEXED)
-    async with contextlib.aclosing(lines):
-        async for line in lines:
+    async with contextlib.aclosing(closable(lines)) as source:
+        async for line in source:
             data = _prefix(daemon, line, times, details) + line.data
             await response.write(data if tty else frame(line.stream, data))
     await response.write_eof()

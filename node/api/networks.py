@@ -1,5 +1,6 @@
 """/networks: overlays of the cluster, and the node's own networks."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -78,7 +79,8 @@ class NetworkRoutes:
         if leader is None:
             return []
         with contextlib.suppress(Unavailable, TimeoutError):
-            await leader.catch_up(FRESH_READ_S)
+            async with asyncio.timeout(FRESH_READ_S):
+                await leader.raft.read_barrier()
         return [overlay_json(network) for network in leader.api.networks.list({})]
 
 

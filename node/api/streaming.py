@@ -3,9 +3,12 @@
 import contextlib
 import datetime as dt
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
+
+T = TypeVar("T")
 
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
@@ -35,21 +38,19 @@ async def json_objects(
 ) -> web.StreamResponse:
     """One JSON object a line, each sent as soon as it is there."""
     response = await start(request, "application/json")
-    async with contextlib.aclosing(_closable(objects)) as source:
+    async with contextlib.aclosing(closable(objects)) as source:
         async for item in source:
             await response.write(msgspec.json.encode(item) + b"\n")
     await response.write_eof()
     return response
 
 
-async def _closable(
-    objects: AsyncIterator[dict[str, object]],
-) -> AsyncGenerator[dict[str, object], None]:
-    """`objects` as a generator, so that a client that goes away ends it at once."""
+async def closable(items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    """`items` as a generator, so that a client that goes away ends it at once."""
     try:
-        async for item in objects:
+        async for item in items:
             yield item
     finally:
-        close = getattr(objects, "aclose", None)
+        close = getattr(items, "aclose", None)
         if close is not None:
             await close()
