@@ -1,13 +1,12 @@
 """/networks: overlays of the cluster, and the node's own networks."""
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
-from common.errors import Forbidden, Invalid, NotFound, NotImplementedHere, Unavailable
+from common.errors import Forbidden, Invalid, NotFound, NotImplementedHere
 from common.model.base import to_builtins
 from common.model.network import Network, NetworkSpec
 from node.api import body
@@ -16,12 +15,11 @@ from node.api.leader import on_leader
 from node.api.routes import Route, json_response
 from node.api.services import manager
 
-FRESH_READ_S = 2.0  # deadline for catching up with the leader before a read on a follower
-
 
 class NetworkRoutes:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._inspect_overlay = on_leader(daemon, self._inspect)
         self._create_overlay = on_leader(daemon, self._create)
         self._remove_overlay = on_leader(daemon, self._remove)
 
@@ -34,17 +32,22 @@ class NetworkRoutes:
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
-        rows = [*self._daemon.networks.list(), *await self._overlays()]
+        rows = [*self._daemon.networks.list(), *self._overlays()]
         wanted = body.filters(request)
         return json_response([row for row in rows if matches(row, wanted)])
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
-        ref = request.match_info["id"]
-        scope = request.query.get("scope", "")
-        rows = [*self._daemon.networks.list(), *await self._overlays()]
-        if scope:
-            rows = [row for row in rows if row["Scope"] == scope]
-        return json_response(find(rows, ref))
+        ref, scope = request.match_info["id"], request.query.get("scope", "")
+        if scope != "swarm":
+            with contextlib.suppress(NotFound):
+                return json_response(find(self._daemon.networks.list(), ref))
+        if scope == "local" or self._daemon.manager is None:
+            raise NotFound(f"network {ref} not found")
+        return await self._inspect_overlay(request)
+
+    async def _inspect(self, request: web.Request) -> web.StreamResponse:
+        network = manager(self._daemon).api.networks.get(request.match_info["id"])
+        return json_response(overlay_json(network))
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         spec = await body.read(request, NetworkSpec)
@@ -73,15 +76,10 @@ class NetworkRoutes:
         await manager(self._daemon).api.networks.remove(request.match_info["id"])
         return web.Response(status=204)
 
-    async def _overlays(self) -> list[dict[str, Any]]:
-        """The cluster's networks, as of now where a leader can be asked, else as last known."""
-        leader = self._daemon.manager
-        if leader is None:
-            return []
-        with contextlib.suppress(Unavailable, TimeoutError):
-            async with asyncio.timeout(FRESH_READ_S):
-                await leader.raft.read_barrier()
-        return [overlay_json(network) for network in leader.api.networks.list({})]
+    def _overlays(self) -> list[dict[str, Any]]:
+        """The cluster's networks as this manager knows them; a follower may be a moment behind."""
+        here = self._daemon.manager
+        return [] if here is None else [overlay_json(item) for item in here.api.networks.list({})]
 
 
 def overlay_json(network: Network) -> dict[str, Any]:
