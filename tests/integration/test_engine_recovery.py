@@ -10,8 +10,10 @@ import pytest
 
 from common.model.container import ContainerCreate, HostConfig, RestartRule
 from common.model.task import HealthConfig
-from tests.support.fake_node import EngineNode, engine_node
+from tests.support.fake_node import EngineNode, abandon, engine_node
 from worker.engine.engine import Engine
+from worker.engine.streams import ready
+from worker.runtime import syscalls as sc
 
 pytestmark = pytest.mark.root
 MS = 1_000_000
@@ -37,11 +39,23 @@ async def printed(engine: Engine, ref: str) -> list[bytes]:
     return [line.data async for line in engine.logs(ref)]
 
 
-async def gone(pid: int) -> None:
+async def gone(pid: int, kill: bool = False) -> None:
     """Wait until a process that is not ours has ended."""
-    async with asyncio.timeout(10):
-        while Path(f"/proc/{pid}/exe").is_symlink():  # noqa: ASYNC240
-            await asyncio.sleep(0.01)
+    try:
+        pidfd = sc.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if kill:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            await ready(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+async def killed(pid: int) -> None:
+    await gone(pid, kill=True)
 
 
 @pytest.mark.parametrize("orderly", [True, False])
@@ -63,8 +77,6 @@ async def test_an_end_while_the_daemon_was_away_is_told(node: EngineNode) -> Non
     ref = await started(node.engine, "sleep 0.2; echo late; exit 6")
     stays = await started(node.engine, "sleep 100")
     pid = node.engine.find(ref).pid
-    from tests.support.fake_node import abandon
-
     await abandon(node.engine)
     await gone(pid)
     engine = await node.restart(orderly=False)
@@ -95,12 +107,9 @@ async def test_ends_unseen_are_reported_as_such(node: EngineNode) -> None:
     engine = node.engine
     ref = await started(engine, "sleep 100")
     pid = engine.find(ref).pid
-    from tests.support.fake_node import abandon
-
     await abandon(engine)
     os.kill(engine.keeper_pid, signal.SIGKILL)
-    os.kill(pid, signal.SIGKILL)
-    await gone(pid)
+    await killed(pid)
     engine = await node.restart(orderly=False)
     container = engine.find(ref)
     assert (container.state, container.exit_code) == ("exited", 255)
@@ -113,12 +122,9 @@ async def test_policies_start_containers_with_the_daemon(node: EngineNode) -> No
     stopped = await started(node.engine, "sleep 100", host_config=rule)
     await node.engine.stop(stopped, timeout_s=0)
     pid = node.engine.find(ref).pid
-    from tests.support.fake_node import abandon
-
     await abandon(node.engine)
     os.kill(node.engine.keeper_pid, signal.SIGKILL)
-    os.kill(pid, signal.SIGKILL)
-    await gone(pid)
+    await killed(pid)
     engine = await node.restart(orderly=False)
     async with asyncio.timeout(10):
         await engine.wait_for(ref, lambda c: c.state == "running")
@@ -126,7 +132,7 @@ async def test_policies_start_containers_with_the_daemon(node: EngineNode) -> No
 
 
 async def test_half_made_folders_are_cleared(node: EngineNode) -> None:
-    await node.engine.close()
+    await abandon(node.engine)
     containers = node.config.state_dir / "containers"
     (containers / "abc" / "upper").mkdir(parents=True)
     (containers / ".def.removing" / "upper").mkdir(parents=True)

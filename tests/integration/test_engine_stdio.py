@@ -203,7 +203,8 @@ async def test_logs_follow_tail_and_streams(engine: Engine) -> None:
     assert [line.data async for line in engine.logs(ref, tail=2)] == [b"e\n", b"end"]
     assert [line.data async for line in engine.logs(ref, stdout=False)] == [b"e\n"]
     assert [line.data async for line in engine.logs(ref, tail=0)] == []
-    first = [line async for line in engine.logs(ref)][0]
+    every = [line async for line in engine.logs(ref)]
+    first = every[0]
     assert [line.data async for line in engine.logs(ref, until_ns=first.time_ns - 1)] == []
     assert len([line async for line in engine.logs(ref, since_ns=first.time_ns)]) == 6
 
@@ -223,8 +224,7 @@ async def test_logs_rotate_under_a_follower(engine: Engine) -> None:
     lines: list[bytes] = []
 
     async def follow() -> None:
-        async for line in engine.logs(ref, follow=True):
-            lines.append(line.data)
+        lines.extend([line.data async for line in engine.logs(ref, follow=True)])
 
     following = asyncio.get_running_loop().create_task(follow())
     await stream.write(b"go\n")

@@ -16,6 +16,7 @@ from worker.engine.container import Container, MountPoint, Record, State
 from worker.engine.disk import Disk
 from worker.engine.seams import Images, Networks
 from worker.network.model import Attachment, HostPort
+from worker.runtime import capabilities
 from worker.volumes.copyup import copy_up
 from worker.volumes.store import Volumes
 
@@ -67,6 +68,7 @@ class Creation:
         self._names = names_
         self._ids = ids
         self._clock = clock
+        self._available = capabilities.own()
 
     async def create(
         self,
@@ -79,7 +81,7 @@ class Creation:
         """Raises Invalid, NotFound, Conflict, NotImplementedHere; nothing is left then."""
         image = self._images.get(body.image)
         container_id = self._ids.hex(64)
-        host = request.check_host(body.host_config)
+        host = request.check_host(body.host_config, self._available)
         config, line = request.merged(body, image.config, container_id)
         mode, attachments = self._networks_of(body, attachments)
         wishes = points.wishes(config, host)

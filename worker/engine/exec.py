@@ -14,7 +14,6 @@ from worker.engine import oci, request
 from worker.engine.container import Container
 from worker.engine.lifecycle import Lifecycle
 from worker.engine.streams import Pipes
-from worker.runtime.capabilities import last_of_kernel
 from worker.runtime.client import KeeperClient, KeeperError
 
 _KEPT = 200  # ended ones that can still be inspected
@@ -58,7 +57,6 @@ class Execs:
         self._lifecycle = lifecycle
         self._ids = ids
         self._execs: dict[str, Exec] = {}
-        self._last_capability = last_of_kernel()
 
     def create(self, container: Container, config: ExecConfig, visible: bool = True) -> str:
         """Raises Conflict if the container does not run, Invalid."""
@@ -174,9 +172,7 @@ class Execs:
 
     def _process(self, entry: Exec) -> dict[str, Any]:
         container, config = entry.container, entry.config
-        process = oci.process(
-            container.config, container.host_config, self._last_capability, config.privileged
-        )
+        process = oci.process(container.config, container.host_config, config.privileged)
         rows, columns = config.console_size or (0, 0)
         env = request.environment(container.config.env or (), config.env or (), config.tty)
         return process | {

@@ -20,7 +20,6 @@ from worker.engine.disk import CONFIG, Disk, replace
 from worker.engine.events import EventBus
 from worker.engine.seams import Images, Networks
 from worker.network.model import SandboxSpec
-from worker.runtime import capabilities
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.client import KeeperClient, KeeperError
 from worker.runtime.seccomp import FilterCache
@@ -57,7 +56,6 @@ class Lifecycle:
         self._clock = clock
         self._background = background
         self._filters = FilterCache(config.state_dir / "seccomp")
-        self._last_capability = capabilities.last_of_kernel()
         self._restarts: dict[str, asyncio.Task[Any]] = {}
         self._delays: dict[str, float] = {}
         self._on_gone = on_gone  # removes a container with auto_remove
@@ -137,7 +135,6 @@ class Lifecycle:
             netns=sandbox.netns,
             cgroup=self.cgroup(container),
             seccomp=self.seccomp(container),
-            last_capability=self._last_capability,
         )
         configuration = oci.configuration(container.record, around)
         replace(folder / CONFIG, msgspec.json.encode(configuration), sync=False)

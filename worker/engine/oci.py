@@ -48,7 +48,6 @@ class Surroundings(NamedTuple):
     netns: str  # "": the machine's own network
     cgroup: str
     seccomp: str  # file of the filter; "": none
-    last_capability: int  # the highest that the kernel knows
 
 
 def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
         "domainname": config.domainname,
         "process": {
             "args": [record.path, *record.args],
-            **process(config, host, around.last_capability),
+            **process(config, host),
         },
         "mounts": mounts(record, around.folder),
         "linux": {
@@ -76,11 +75,9 @@ def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
     }
 
 
-def process(
-    config: ContainerConfig, host: HostConfig, last_capability: int, privileged: bool = False
-) -> dict[str, Any]:
+def process(config: ContainerConfig, host: HostConfig, privileged: bool = False) -> dict[str, Any]:
     """The `process` member without its arguments; an exec has the same."""
-    names = granted(host, privileged)[: last_capability + 1]
+    names = granted(host, privileged)
     _, no_new_privileges = request.security(host.security_opt or ())
     return {
         "terminal": config.tty,

@@ -40,6 +40,7 @@ class Recovery:
         self._networks = networks
         self._background = background
         self._found: dict[str, dict[str, Any]] = {}
+        self._recovering = False
 
     def found(self, event: dict[str, Any]) -> None:
         """One container of the keeper's list."""
@@ -81,6 +82,15 @@ class Recovery:
 
     async def after_loss(self) -> None:
         """The keeper died. Another one takes over what lives."""
+        if self._recovering:
+            return  # the new one was lost too; whoever is at it tries again
+        self._recovering = True
+        try:
+            await self._recover()
+        finally:
+            self._recovering = False
+
+    async def _recover(self) -> None:
         _log.warning("the container keeper ended; starting another")
         while True:
             try:

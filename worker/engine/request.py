@@ -136,8 +136,11 @@ def _check_config(config: ContainerConfig) -> None:
         raise NotImplementedHere("MacAddress is not supported: the node gives the address")
 
 
-def check_host(host: HostConfig) -> HostConfig:
-    """Refuses what is wrong or not done. Raises Invalid, NotImplementedHere."""
+def check_host(host: HostConfig, available: int) -> HostConfig:
+    """Refuses what is wrong or not done; `available`: the capabilities this machine can give.
+
+    Raises Invalid, NotImplementedHere.
+    """
     _refuse_modes(host)
     _check_limits(host)
     security(host.security_opt or ())
@@ -151,6 +154,10 @@ def check_host(host: HostConfig) -> HostConfig:
         raise Invalid("can't create 'AutoRemove' container with restart policy")
     try:
         capabilities.chosen(host.cap_add or (), host.cap_drop or ())
+        named = [capabilities.normal(n) for n in host.cap_add or () if n.upper() != "ALL"]
+        for name in named:
+            if not capabilities.mask([name]) & available:
+                raise ValueError(f"{name} is not available on this machine")
     except ValueError as error:
         raise Invalid(f"HostConfig.CapAdd/CapDrop: {error}") from error
     log_options(host)

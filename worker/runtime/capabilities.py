@@ -59,7 +59,7 @@ def mask(names: "list[str] | tuple[str, ...]") -> int:
     return sum(1 << _BITS[name] for name in set(names))
 
 
-def last_of_kernel() -> int:
-    """The highest capability this kernel knows; dropping a higher one fails."""
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        return int(file.read())
+def own() -> int:
+    """What this process may give to others: its permitted set."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("CapPrm:"))

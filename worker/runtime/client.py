@@ -45,18 +45,29 @@ class KeeperClient:
         self._connection: socket.socket | None = None
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
+        self._established = False
         self.keeper_pid = 0
 
     async def open(self) -> None:
         """Connect, after starting a keeper if none listens. Raises Unavailable."""
+        loop = asyncio.get_running_loop()
+        connecting = loop.run_in_executor(None, self._connect)
         try:
-            self._connection = await asyncio.to_thread(self._connect)
+            self._connection = await asyncio.shield(connecting)
         except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(f"cannot start the container keeper: {error}") from error
-        loop = asyncio.get_running_loop()
+        except asyncio.CancelledError:
+            connecting.add_done_callback(_close_result)
+            raise
         loop.add_reader(self._connection.fileno(), self._readable)
-        hello = await self.request("hello")
+        try:
+            hello = await self.request("hello")
+        except BaseException:
+            if self._connection is not None:
+                self._disconnect()
+            raise
         self.keeper_pid = hello["pid"]
+        self._established = True
 
     def _connect(self) -> socket.socket:
         self._run_dir.mkdir(parents=True, exist_ok=True)
@@ -167,7 +178,9 @@ class KeeperClient:
         if self._connection is None:
             return
         self._disconnect()
-        self._on_lost()
+        if self._established:
+            self._established = False
+            self._on_lost()
 
     def _disconnect(self) -> None:
         assert self._connection is not None
@@ -200,6 +213,12 @@ def _read_only(path: str) -> int:
         os.close(fd)
         return -1
     return fd
+
+
+def _close_result(connecting: "asyncio.Future[socket.socket]") -> None:
+    """Nobody waits for this connection any more."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().close()
 
 
 async def _writable(connection: socket.socket) -> None:

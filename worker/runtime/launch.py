@@ -16,10 +16,10 @@ import struct
 import termios
 from typing import Any, NamedTuple, NoReturn
 
-from worker.runtime import mounts, users
+from worker.runtime import capabilities, mounts, users
 from worker.runtime import syscalls as sc
 from worker.runtime.cgroups import Hierarchy
-from worker.runtime.plan import Plan, Process
+from worker.runtime.plan import Capabilities, Plan, Process
 
 _NEVER_RESET = (signal.SIGKILL, signal.SIGSTOP)
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
@@ -57,6 +57,7 @@ class Launcher:
         self._own_pidfd = sc.pidfd_open(os.getpid())
         with open("/proc/sys/kernel/cap_last_cap") as file:
             self._last_capability = int(file.read())
+        self._available = capabilities.own()  # a machine may withhold some from its root
         # The keeper raises its own limit; containers get what the daemon had.
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -220,7 +221,7 @@ class Launcher:
         _exec(path, process.args, environment)
 
     def _drop(self, process: Process, account: users.Account) -> None:
-        caps = process.capabilities
+        caps = Capabilities(*(kind & self._available for kind in process.capabilities))
         for bit in range(self._last_capability + 1):
             if not caps.bounding >> bit & 1:
                 sc.prctl(sc.PR_CAPBSET_DROP, bit)

@@ -32,6 +32,8 @@ _LINKS = (
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # Where the kernel's own file systems go; a link there would put them somewhere else.
 _NO_LINKS = ("/proc", "/sys", "/dev")
+_INSIDE = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
+_MOST_LINKS = 40  # as the kernel
 
 
 def overlay(lower: tuple[str, ...], upper: str = "", work: str = "", attributes: int = 0) -> int:
@@ -203,33 +205,54 @@ def make_devices(plan: Plan, root: int) -> None:
 def open_target(root: int, path: str, directory: bool) -> int:
     """A descriptor of `path` inside `root`, made if it is missing, links followed inside only."""
     flags = os.O_PATH | (os.O_DIRECTORY if directory else 0)
-    resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
+    resolve = _INSIDE
     if path in _NO_LINKS:
         resolve |= sc.RESOLVE_NO_SYMLINKS
     try:
         return sc.openat2(root, path, flags, resolve)
     except FileNotFoundError:
-        _make(root, [part for part in path.split("/") if part], directory)
+        _make(root, path, directory)
         return sc.openat2(root, path, flags, resolve)
 
 
-def _make(root: int, parts: list[str], directory: bool) -> None:
-    """Make what is missing of a path. A link that leads nowhere is an error, not followed."""
-    resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
-    for count in range(1, len(parts) + 1):
-        parent = sc.openat2(root, "/" + "/".join(parts[: count - 1]), os.O_PATH, resolve)
-        try:
-            last = count == len(parts)
-            if last and not directory:
-                fd = os.open(
-                    parts[-1], os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o755, dir_fd=parent
-                )
-                os.close(fd)
-            else:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(parts[count - 1], 0o755, dir_fd=parent)
-        finally:
-            os.close(parent)
+def _make(root: int, path: str, directory: bool, depth: int = 0) -> None:
+    """Make what is missing of `path`. A link that leads nowhere yet has its target made, inside."""
+    if depth > _MOST_LINKS:
+        raise OSError(errno.ELOOP, f"too many symbolic links: {path}")
+    parts, here = [part for part in path.split("/") if part], "/"
+    for index, part in enumerate(parts):
+        folder = directory or index + 1 < len(parts)
+        target = f"{here.rstrip('/')}/{part}"
+        if not _exists(root, target):
+            link = _make_one(root, here, part, folder)
+            if link:
+                _make(root, link if link.startswith("/") else f"{here}/{link}", folder, depth + 1)
+        here = target
+
+
+def _exists(root: int, path: str) -> bool:
+    try:
+        os.close(sc.openat2(root, path, os.O_PATH, _INSIDE))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _make_one(root: int, parent: str, name: str, directory: bool) -> str:
+    """Make `name` in the existing folder `parent`; if it is a link, return where that leads."""
+    folder = sc.openat2(root, parent, os.O_PATH | os.O_DIRECTORY, _INSIDE)
+    try:
+        with contextlib.suppress(OSError):
+            return os.readlink(name, dir_fd=folder)
+        if directory:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=folder)
+        else:
+            flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o644, dir_fd=folder))
+    finally:
+        os.close(folder)
+    return ""
 
 
 def enter(root: int) -> None:
