@@ -162,14 +162,8 @@ class Reaper:
 
 def in_use(view: View, network_id: str) -> bool:
     """Whether a task that may still run is attached to the network, or a service wants it."""
-    for task in view.find(Task):
-        if not _is_gone(view, task) and any(net.target == network_id for net in task.spec.networks):
-            return True
-    return any(
-        net.target == network_id
-        for service in view.find(Service)
-        if not service.pending_delete
-        for net in service.spec.task_template.networks
+    return any(not _is_gone(view, task) for task in view.find(Task, network_id=network_id)) or any(
+        not service.pending_delete for service in view.find(Service, network=network_id)
     )
 
 

@@ -16,6 +16,8 @@ from manager.orchestrator.loop import ServiceLoop
 from manager.orchestrator.scene import Draft, Key, Scene, Slot, fill, is_active
 from manager.store.store import View
 
+NEW_PER_PASS = 500  # the rest comes in the next pass, which is asked for at once
+
 
 class ReplicatedOrchestrator(ServiceLoop):
     """The leader's loop for replicated services, their restarts and their updates."""
@@ -48,6 +50,9 @@ def plan(scene: Scene, draft: Draft) -> None:
         for task in slot.tasks:
             draft.desire(task, TaskState.REMOVE)
     missing = replicas - len(filled) - len(dead)
+    if missing > NEW_PER_PASS:
+        missing = NEW_PER_PASS
+        draft.wake(scene.now)
     number = 0
     while missing > 0:
         number += 1

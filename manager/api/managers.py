@@ -1,0 +1,41 @@
+"""What the API has to know of the managers: who leads, and who can be reached."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from manager.raft.driver import RaftStatus
+
+
+class ManagerInfo(msgspec.Struct, frozen=True):
+    """One member of the Raft group. `reachability`: reachable, unreachable, or unknown to all
+    but the leader."""
+
+    node_id: str
+    raft_id: str
+    address: str
+    leader: bool
+    reachability: str
+
+
+Managers = Callable[[], Sequence[ManagerInfo]]
+
+
+def managers_of(status: RaftStatus) -> list[ManagerInfo]:
+    """The managers as a member of `status` sees them."""
+    reach = {
+        follower.id: "reachable" if follower.recently_active else "unreachable"
+        for follower in status.followers
+    }
+    if status.leader_id:
+        reach[status.leader_id] = "reachable"
+    return [
+        ManagerInfo(
+            node_id=member.node_id,
+            raft_id=member.id,
+            address=member.address,
+            leader=member.id == status.leader_id,
+            reachability=reach.get(member.id, "unknown"),
+        )
+        for member in status.members
+    ]

@@ -1,0 +1,253 @@
+"""What may be asked of services."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from common.clock import Clock
+from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
+from common.ids import Ids
+from common.model.base import Model
+from common.model.network import Network
+from common.model.service import (
+    ReplicatedService,
+    Service,
+    ServiceMode,
+    ServiceSpec,
+    UpdateStatus,
+)
+from common.model.task import NetworkAttachmentConfig, PortConfig, Task, TaskState
+from manager.api import defaults, validate
+from manager.api.filters import Filters, Test, has_label, one_of, select
+from manager.api.refs import resolve
+from manager.store.store import Store, Tx, View
+
+PREDEFINED = ("bridge", "host", "none", "null")
+
+
+class ServiceStatus(Model, frozen=True, kw_only=True):
+    """How many tasks of a service run, and how many should."""
+
+    running_tasks: int = msgspec.field(default_factory=int)
+    desired_tasks: int = msgspec.field(default_factory=int)
+    completed_tasks: int = msgspec.field(default_factory=int)
+
+
+class Services:
+    """Validated operations on services. Services that are being removed are not there."""
+
+    def __init__(self, store: Store, ids: Ids, clock: Clock) -> None:
+        self._store = store
+        self._ids = ids
+        self._clock = clock
+
+    def list(self, filters: Filters) -> Sequence[Service]:
+        """The services that pass. Raises Invalid for an unknown filter."""
+        return select(_live(self._store.view()), filters, _TESTS)
+
+    def get(self, ref: str) -> Service:
+        """Raises NotFound, Invalid (ambiguous)."""
+        return find_service(self._store.view(), ref)
+
+    def with_defaults(self, service: Service) -> Service:
+        """`service` with the values in force where its spec says nothing."""
+        return defaults.with_defaults(service)
+
+    def statuses(self) -> dict[str, ServiceStatus]:
+        """The task counts of all services, by service id."""
+        view = self._store.view()
+        return {
+            service.id: _status(service, view.find(Task, service_id=service.id))
+            for service in _live(view)
+        }
+
+    async def create(self, spec: ServiceSpec) -> Service:
+        """Raises Invalid, NotFound (a network), Conflict (name or port taken)."""
+        validate.service(spec)
+        id = self._ids.new()
+
+        def write(tx: Tx) -> None:
+            full = _complete(tx, spec)
+            _check_ports(tx, full, id)
+            tx.put(Service(id=id, spec=full))
+
+        await self._store.update(write)
+        return self._written(id)
+
+    async def update(
+        self, ref: str, version: int, spec: ServiceSpec, rollback: str = ""
+    ) -> Service:
+        """Give a service a new spec, or with `rollback` = "previous" the one before.
+
+        `version` is what the caller saw; it may be older than the object as long as the spec
+        did not change since, so that the cluster's own writes get in nobody's way. Raises
+        Invalid, NotFound, Conflict ("update out of sequence"), NotImplementedHere.
+        """
+        if rollback not in ("", "previous"):
+            raise Invalid(f"rollback = {rollback!r} is not known; the only value is previous")
+        if not rollback:
+            validate.service(spec)
+
+        def write(tx: Tx) -> str:
+            service = find_service(tx, ref)
+            _check_version(service, version)
+            tx.put(self._rolled_back(service) if rollback else _updated(tx, service, spec))
+            return service.id
+
+        return self._written(await self._store.update(write))
+
+    async def remove(self, ref: str) -> None:
+        """The service is gone at once for its users; its tasks end after that."""
+
+        def write(tx: Tx) -> None:
+            tx.put(replace(find_service(tx, ref), pending_delete=True))
+
+        await self._store.update(write)
+
+    def _rolled_back(self, service: Service) -> Service:
+        if service.previous_spec is None:
+            raise Invalid(f"service {service.spec.name} has no previous spec to roll back to")
+        return replace(
+            service,
+            spec=service.previous_spec,
+            previous_spec=service.spec,
+            update_status=UpdateStatus(
+                state="rollback_started",
+                started_at=self._clock.now(),
+                message="manually requested rollback",
+            ),
+        )
+
+    def _written(self, id: str) -> Service:
+        service = self._store.view().get(Service, id)
+        if service is None:  # removed again in the same moment
+            raise NotFound(f"service {id} not found")
+        return service
+
+
+def find_service(view: View, ref: str) -> Service:
+    """The service that `ref` means, unless it is being removed. Raises NotFound, Invalid."""
+    return resolve("service", ref, _live(view), lambda service: (service.spec.name,))
+
+
+def _live(view: View) -> Iterable[Service]:
+    return [service for service in view.find(Service) if not service.pending_delete]
+
+
+def _check_version(service: Service, seen: int) -> None:
+    spec_version = service.spec_version.index if service.spec_version is not None else 0
+    if not spec_version <= seen <= service.version.index:
+        raise Conflict(
+            f"update out of sequence: service {service.spec.name} was changed since version {seen}"
+            f" (now {service.version.index}); read it again and repeat the change"
+        )
+
+
+def _updated(tx: Tx, service: Service, spec: ServiceSpec) -> Service:
+    full = _complete(tx, spec)
+    if full.name != service.spec.name:
+        raise NotImplementedHere(
+            f"renaming services is not supported: {service.spec.name} to {full.name}; "
+            "create a new service"
+        )
+    if _mode_name(full.mode) != _mode_name(service.spec.mode):
+        raise NotImplementedHere(
+            f"service {service.spec.name}: mode change is not allowed; create a new service"
+        )
+    _check_ports(tx, full, service.id)
+    if full == service.spec:
+        paused = service.update_status is not None and "paused" in service.update_status.state
+        return replace(service, update_status=None) if paused else service
+    return replace(service, spec=full, previous_spec=service.spec, update_status=None)
+
+
+def _mode_name(mode: ServiceMode) -> str:
+    return "global" if mode.global_ is not None else "replicated"
+
+
+def _complete(view: View, spec: ServiceSpec) -> ServiceSpec:
+    """`spec` as it is stored: replicas given, networks as ids and in their present place."""
+    mode = spec.mode
+    if mode.global_ is None and (mode.replicated is None or mode.replicated.replicas is None):
+        mode = ServiceMode(replicated=ReplicatedService(replicas=1))
+    wishes = spec.task_template.networks or spec.networks
+    validate.networks(wishes)
+    template = replace(spec.task_template, networks=_resolve_networks(view, wishes))
+    return replace(spec, mode=mode, task_template=template, networks=())
+
+
+def _resolve_networks(
+    view: View, wishes: Iterable[NetworkAttachmentConfig]
+) -> tuple[NetworkAttachmentConfig, ...]:
+    found: dict[str, NetworkAttachmentConfig] = {}
+    for wish in wishes:
+        if wish.target == "ingress":
+            continue  # every published port is on every node, without a network for it
+        if wish.target in PREDEFINED:
+            raise NotImplementedHere(
+                f"services cannot use the node's own network {wish.target} yet; "
+                "create an overlay with: network create -d overlay NAME"
+            )
+        network = find_network(view, wish.target)
+        if network.id in found:
+            raise Invalid(f"network {network.spec.name} is given twice; name it once")
+        found[network.id] = replace(wish, target=network.id)
+    return tuple(found.values())
+
+
+def find_network(view: View, ref: str) -> Network:
+    """The network that `ref` means, unless it is being removed. Raises NotFound, Invalid."""
+    live = [network for network in view.find(Network) if not network.pending_delete]
+    return resolve("network", ref, live, lambda network: (network.spec.name,))
+
+
+def _check_ports(view: View, spec: ServiceSpec, own_id: str) -> None:
+    """No other service may have a port that is published on all nodes. Raises Conflict."""
+    wanted = {
+        (port.protocol, port.published_port)
+        for port in _ports(spec)
+        if port.publish_mode == "ingress" and port.published_port
+    }
+    if not wanted:
+        return
+    for other in _live(view):
+        if other.id == own_id:
+            continue
+        for port in (*_ports(other.spec), *other.endpoint.ports):
+            key = (port.protocol, port.published_port)
+            if port.publish_mode == "ingress" and key in wanted:
+                raise Conflict(
+                    f"port {port.published_port}/{port.protocol} is already in use by service "
+                    f"{other.spec.name}; publish another port, or remove it there"
+                )
+
+
+def _ports(spec: ServiceSpec) -> tuple[PortConfig, ...]:
+    return spec.endpoint_spec.ports if spec.endpoint_spec is not None else ()
+
+
+def _status(service: Service, tasks: Iterable[Task]) -> ServiceStatus:
+    wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
+    running = sum(task.status.state is TaskState.RUNNING for task in wanted)
+    if service.spec.mode.global_ is None:
+        return ServiceStatus(running_tasks=running, desired_tasks=defaults.replicas(service.spec))
+    return ServiceStatus(running_tasks=running, desired_tasks=len(wanted))
+
+
+def _has_mode(service: Service, value: str) -> bool:
+    modes = ("replicated", "global", "replicated-job", "global-job")
+    return _mode_name(service.spec.mode) == one_of("mode", value, modes)
+
+
+def _has_runtime(service: Service, value: str) -> bool:
+    return (service.spec.task_template.runtime or "container") == value
+
+
+_TESTS: dict[str, Test[Service]] = {
+    "id": lambda service, value: service.id.startswith(value),
+    "name": lambda service, value: service.spec.name.startswith(value),
+    "label": lambda service, value: has_label(service.spec.labels, value),
+    "mode": _has_mode,
+    "runtime": _has_runtime,
+}
