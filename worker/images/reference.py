@@ -13,12 +13,12 @@ from common.errors import Invalid
 DEFAULT_HOST = "docker.io"
 _LIBRARY = "library"
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_PATH = re.compile(rf"^{_COMPONENT}(?:/{_COMPONENT})*$")
+_PATH = re.compile(rf"^{_COMPONENT}(?:/{_COMPONENT})*\Z")
 _HOST = re.compile(
-    r"^(?:\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?)(?::[0-9]{1,5})?$"
+    r"^(?:\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?)(?::[0-9]{1,5})?\Z"
 )
-_TAG = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
-_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
+_TAG = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 _MAX_NAME = 255
 
 
@@ -89,7 +89,7 @@ def with_tag(repository: str, tag: str = "") -> Reference:
     if "@" in repository:
         raise Invalid(f"image {repository!r}: a digest cannot be given to an image")
     reference = parse(f"{repository}:{tag}" if tag else repository)
-    if is_digest(f"sha256:{reference.path}"):
+    if is_digest(f"sha256:{reference.familiar_repository}"):
         raise Invalid(f"image {repository!r}: 64 hexadecimal digits are an id, not a name")
     return reference
 
