@@ -246,8 +246,8 @@ async def test_binds_and_volumes(node: EngineNode, tmp_path: Path) -> None:
         mounts=(Mount(type="volume", target="/srv", volume_options=VolumeOptions()),),
     )
     script = (
-        "cat /mnt/rw/file; echo new > /mnt/rw/new; touch /mnt/ro/x 2>/dev/null || echo ro; echo v > /data/f; "
-        "cat /srv/seed; stat -c ' %u' /srv/seed"
+        "cat /mnt/rw/file; echo new > /mnt/rw/new; touch /mnt/ro/x 2>/dev/null || echo ro; "
+        "echo v > /data/f; cat /srv/seed; stat -c ' %u' /srv/seed"
     )
     text = await inside(node, script, host)
     assert text.startswith("host")

@@ -16,7 +16,6 @@ from worker.engine.container import Container, MountPoint, Record, State
 from worker.engine.disk import Disk
 from worker.engine.seams import Images, Networks
 from worker.network.model import Attachment, HostPort
-from worker.runtime import capabilities
 from worker.volumes.copyup import copy_up
 from worker.volumes.store import Volumes
 
@@ -53,6 +52,7 @@ class Names:
 class Creation:
     def __init__(
         self,
+        available: int,
         disk: Disk,
         images: Images,
         networks: Networks,
@@ -68,7 +68,7 @@ class Creation:
         self._names = names_
         self._ids = ids
         self._clock = clock
-        self._available = capabilities.own()
+        self._available = available  # capabilities that this machine can give
 
     async def create(
         self,

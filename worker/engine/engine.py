@@ -28,7 +28,7 @@ from worker.engine.seams import Images, Networks
 from worker.engine.streams import Attachment as Attached
 from worker.engine.streams import Nothing, Pipes
 from worker.network.model import Attachment, HostPort
-from worker.runtime import cgroups
+from worker.runtime import capabilities, cgroups
 from worker.runtime.client import KeeperClient, KeeperError
 from worker.volumes.store import Volumes
 
@@ -68,8 +68,11 @@ class Engine:
             config, self._disk, self._keeper, images, networks, self.events, self._hierarchy,
             clock, self._background, self._remove_after_end,
         )  # fmt: skip
+        available = capabilities.own()
+        if not self._lifecycle.device_filter:
+            available &= ~capabilities.mask(["CAP_MKNOD"])
         self._creation = Creation(
-            self._disk, images, networks, self.volumes, self._names, ids, clock
+            available, self._disk, images, networks, self.volumes, self._names, ids, clock
         )
         self._execs = Execs(self._keeper, self._lifecycle, ids)
         self._monitors = Monitors(self._execs, clock, self._background, self._lifecycle.publish)

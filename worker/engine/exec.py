@@ -172,7 +172,12 @@ class Execs:
 
     def _process(self, entry: Exec) -> dict[str, Any]:
         container, config = entry.container, entry.config
-        process = oci.process(container.config, container.host_config, config.privileged)
+        process = oci.process(
+            container.config,
+            container.host_config,
+            config.privileged,
+            self._lifecycle.device_filter,
+        )
         rows, columns = config.console_size or (0, 0)
         env = request.environment(container.config.env or (), config.env or (), config.tty)
         return process | {

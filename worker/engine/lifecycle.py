@@ -135,6 +135,7 @@ class Lifecycle:
             netns=sandbox.netns,
             cgroup=self.cgroup(container),
             seccomp=self.seccomp(container),
+            device_filter=self.device_filter,
         )
         configuration = oci.configuration(container.record, around)
         replace(folder / CONFIG, msgspec.json.encode(configuration), sync=False)
@@ -142,6 +143,11 @@ class Lifecycle:
     def cgroup(self, container: Container) -> str:
         """Below each hierarchy's mount point."""
         return f"{self._config.cgroup_parent.strip('/')}/{container.id}"
+
+    @property
+    def device_filter(self) -> bool:
+        """Whether the machine's cgroups say which devices a container may open."""
+        return self._hierarchy.version == 1
 
     def seccomp(self, container: Container, privileged: bool = False) -> str:
         """The file with the filter for the container's processes; "" for none."""

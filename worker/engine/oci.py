@@ -48,6 +48,9 @@ class Surroundings(NamedTuple):
     netns: str  # "": the machine's own network
     cgroup: str
     seccomp: str  # file of the filter; "": none
+    # Cgroup v1 filters devices. Without that no mount of the container may have working device
+    # nodes, and it may make none.
+    device_filter: bool
 
 
 def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
@@ -60,9 +63,9 @@ def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
         "domainname": config.domainname,
         "process": {
             "args": [record.path, *record.args],
-            **process(config, host),
+            **process(config, host, device_filter=around.device_filter),
         },
-        "mounts": mounts(record, around.folder),
+        "mounts": mounts(record, around.folder, around.device_filter),
         "linux": {
             "namespaces": _namespaces(around.netns),
             "cgroupsPath": around.cgroup,
@@ -75,9 +78,14 @@ def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
     }
 
 
-def process(config: ContainerConfig, host: HostConfig, privileged: bool = False) -> dict[str, Any]:
+def process(
+    config: ContainerConfig,
+    host: HostConfig,
+    privileged: bool = False,
+    device_filter: bool = True,
+) -> dict[str, Any]:
     """The `process` member without its arguments; an exec has the same."""
-    names = granted(host, privileged)
+    names = granted(host, privileged, device_filter)
     _, no_new_privileges = request.security(host.security_opt or ())
     return {
         "terminal": config.tty,
@@ -97,11 +105,11 @@ def process(config: ContainerConfig, host: HostConfig, privileged: bool = False)
     }
 
 
-def granted(host: HostConfig, privileged: bool = False) -> list[str]:
+def granted(host: HostConfig, privileged: bool = False, device_filter: bool = True) -> list[str]:
     """The container's capabilities; an exec may be privileged on its own."""
-    return capabilities.chosen(
-        host.cap_add or (), host.cap_drop or (), host.privileged or privileged
-    )
+    wide = host.privileged or privileged
+    drop = (host.cap_drop or ()) + (() if wide or device_filter else ("CAP_MKNOD",))
+    return capabilities.chosen(host.cap_add or (), drop, wide)
 
 
 def process_notes(config: ContainerConfig, host: HostConfig, seccomp: str) -> dict[str, str]:
@@ -121,6 +129,8 @@ def _annotations(record: Record, around: Surroundings) -> dict[str, str]:
         f"{PREFIX}overlay.upper": str(around.folder / "upper"),
         f"{PREFIX}overlay.work": str(around.folder / "work"),
     }
+    if not (around.device_filter or host.privileged):
+        notes[f"{PREFIX}overlay.nodev"] = "true"
     if host.init:
         notes[f"{PREFIX}init"] = "true"
     if config.open_stdin:
@@ -146,7 +156,7 @@ def _paths(
     return () if privileged else default
 
 
-def mounts(record: Record, folder: Path) -> list[dict[str, Any]]:
+def mounts(record: Record, folder: Path, device_filter: bool = True) -> list[dict[str, Any]]:
     """All mounts in order: the kernel's, the three files, then the user's by depth."""
     host = record.host_config
     ro = [] if host.privileged else ["ro"]
@@ -172,10 +182,11 @@ def mounts(record: Record, folder: Path) -> list[dict[str, Any]]:
         if f"/etc/{name}" not in taken
     ]
     ordered = sorted(record.mounts, key=lambda point: point.destination.count("/"))
-    return entries + [user_mount(point) for point in ordered]
+    nodev = not (device_filter or host.privileged)
+    return entries + [user_mount(point, nodev) for point in ordered]
 
 
-def user_mount(point: MountPoint) -> dict[str, Any]:
+def user_mount(point: MountPoint, nodev: bool = False) -> dict[str, Any]:
     """One mount that the user asked for."""
     if point.type == "tmpfs":
         options = ["nosuid", "nodev", *point.options]
@@ -183,8 +194,7 @@ def user_mount(point: MountPoint) -> dict[str, Any]:
             options.append("noexec")
         return _mount(point.destination, "tmpfs", options)
     options = ["rbind" if point.recursive else "bind", point.propagation or "rprivate"]
-    if point.read_only:
-        options.append("ro")
+    options += ["ro"] * point.read_only + ["nodev"] * nodev
     return _mount(point.destination, "bind", options, point.source)
 
 

@@ -91,9 +91,9 @@ def clone(path: str, attributes: int = 0, recursive: bool = False, at: int = sc.
 def prepare_root(plan: Plan) -> int:
     """Mount the container's root at `plan.root`; its descriptor."""
     if plan.lower:
-        mount = overlay(plan.lower, plan.upper, plan.work)
+        mount = overlay(plan.lower, plan.upper, plan.work, plan.root_attributes)
     else:
-        mount = clone(plan.root, recursive=True)
+        mount = clone(plan.root, plan.root_attributes, recursive=True)
     sc.move_mount(mount, sc.AT_FDCWD, plan.root)
     return mount
 

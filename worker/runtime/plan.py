@@ -5,6 +5,7 @@ What OCI has no word for stands in annotations:
     org.shoal.overlay.lower   layer folders, topmost first, as a JSON list; then root.path is where
                               the overlay is mounted (inside the container's mount namespace only)
     org.shoal.overlay.upper, org.shoal.overlay.work
+    org.shoal.overlay.nodev   "true": no device node of the root works
     org.shoal.user            "user[:group]", resolved in the image's own passwd and group files
     org.shoal.groups          more groups, names or numbers, as a JSON list
     org.shoal.seccomp         a file that holds the filter as the kernel takes it
@@ -117,6 +118,7 @@ class Plan(NamedTuple):
     lower: tuple[str, ...]
     upper: str
     work: str
+    root_attributes: int
     root_read_only: bool
     mounts: tuple[Mount, ...]
     devices: tuple[Device, ...]
@@ -148,6 +150,7 @@ def plan(config: dict[str, Any]) -> Plan:
         lower=lower,
         upper=notes.get(f"{PREFIX}overlay.upper", ""),
         work=notes.get(f"{PREFIX}overlay.work", ""),
+        root_attributes=_root_attributes(notes),
         root_read_only=bool(root.get("readonly")),
         mounts=tuple(mount(entry) for entry in config.get("mounts") or ()),
         devices=tuple(_device(entry) for entry in linux.get("devices") or ()),
@@ -274,6 +277,10 @@ def _relative(path: str) -> str:
     if not parts or ".." in parts:
         raise PlanError(f"linux.cgroupsPath: {path!r} must name a cgroup below the mount point")
     return "/".join(parts)
+
+
+def _root_attributes(notes: dict[str, str]) -> int:
+    return sc.MOUNT_ATTR_NODEV if notes.get(f"{PREFIX}overlay.nodev") == "true" else 0
 
 
 def _mask(names: "list[str] | None") -> int:
