@@ -175,6 +175,8 @@ class FileDisk:
         self._segments.append(records)
 
     def _take_lock(self) -> None:
+        if self._lock >= 0:
+            return
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

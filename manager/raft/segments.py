@@ -56,6 +56,8 @@ class Segments:
 
         Cuts off a torn tail. Raises LogDamaged; then nothing was changed.
         """
+        self.close()
+        self._segments.clear()
         chain = 0
         tail = Scan([], 0, 0, Tail.CLEAN)
         paths = sorted(self._folder.glob("log-*.wal"))

@@ -1,0 +1,349 @@
+"""The log and snapshots on real files: what was acknowledged comes back, or damage is named.
+
+Behaviours 183, 188 and 190.
+"""
+
+import contextlib
+import random
+import stat
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import Conflict
+from manager.raft.core import Install
+from manager.raft.disk import Disk, FileDisk, Stored
+from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
+from manager.raft.message import Configuration, Entry, EntryKind, HardState, SnapshotMeta
+from manager.raft.wal import SECTOR, scan
+from tests.support.raft_disk import FakeDisk, Platter
+from tests.support.raft_world import member
+
+SMALL = 8192  # bytes of a segment
+CONFIGURATION = Configuration((member("m1"),))
+
+
+def entries(first: int, last: int, term: int = 1, size: int = 20) -> list[Entry]:
+    return [
+        Entry(index, term, EntryKind.DATA, b"%d:" % index + b"x" * size)
+        for index in range(first, last + 1)
+    ]
+
+
+def snapshot(index: int, term: int = 1, data: bytes = b"the state") -> Install:
+    meta = SnapshotMeta(index, term, CONFIGURATION, len(data), zlib.crc32(data))
+    return Install(meta, data)
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path, member_id: str = "m1") -> AsyncIterator[tuple[FileDisk, Stored]]:
+    disk = FileDisk(folder, member_id, segment_bytes=SMALL)
+    try:
+        yield disk, await disk.load()
+    finally:
+        await disk.close()
+
+
+async def reopened(folder: Path) -> Stored:
+    async with opened(folder) as (_, stored):
+        return stored
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("log-*"))
+
+
+def snapshots(folder: Path) -> list[Path]:
+    return sorted(folder.glob("snapshot-*"))
+
+
+# One suite for the real disk and the fake one of the simulation
+
+Reopen = Callable[[], Disk]
+
+
+@pytest.fixture(params=["files", "fake"])
+def open_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
+    platter = Platter()
+
+    def reopen() -> Disk:
+        if request.param == "files":
+            return FileDisk(tmp_path, "m1", segment_bytes=SMALL)
+        return FakeDisk(platter, random.Random(1))
+
+    return reopen
+
+
+async def stored_after(open_disk: Reopen, *steps: object) -> Stored:
+    """What the next start finds after `steps`: writes (state, entries) and snapshots."""
+    disk = open_disk()
+    assert (await disk.load()).is_empty
+    for step in steps:
+        match step:
+            case ("install", Install() as received):
+                await disk.install(received)
+            case (state, new):
+                await disk.write(state, new)
+            case Install():
+                await disk.save_snapshot(step)
+    await disk.close()
+    disk = open_disk()
+    stored = await disk.load()
+    await disk.close()
+    return stored
+
+
+async def test_what_was_written_comes_back(open_disk: Reopen) -> None:
+    stored = await stored_after(
+        open_disk, (HardState(1, "m1", 0), entries(1, 3)), (HardState(2, "m2", 3), ())
+    )
+    assert stored == Stored(HardState(2, "m2", 3), tuple(entries(1, 3)))
+
+
+async def test_a_later_write_replaces_the_entries_from_its_first_on(open_disk: Reopen) -> None:
+    stored = await stored_after(open_disk, (None, entries(1, 9)), (None, entries(4, 5, term=2)))
+    assert stored.entries == (*entries(1, 3), *entries(4, 5, term=2))
+
+
+async def test_entries_before_a_snapshot_are_not_needed(open_disk: Reopen) -> None:
+    stored = await stored_after(open_disk, (None, entries(1, 9)), snapshot(6))
+    assert stored.snapshot == snapshot(6)
+    assert stored.entries == tuple(entries(7, 9))
+
+
+async def test_a_received_snapshot_replaces_a_log_that_differs(open_disk: Reopen) -> None:
+    received = snapshot(6, term=3)
+    stored = await stored_after(
+        open_disk, (None, entries(1, 9)), ("install", received), (None, entries(7, 8, term=3))
+    )
+    assert stored.snapshot == received
+    assert stored.entries == tuple(entries(7, 8, term=3))
+
+
+async def test_parts_of_a_snapshot_can_be_read_until_it_is_replaced(open_disk: Reopen) -> None:
+    disk = open_disk()
+    await disk.load()
+    await disk.save_snapshot(snapshot(5, data=b"0123456789"))
+    meta = snapshot(5, data=b"0123456789").meta
+    assert await disk.read_snapshot(meta, 3, 4) == b"3456"
+    await disk.save_snapshot(snapshot(6))
+    assert await disk.read_snapshot(meta, 8, 4) == b"89"  # the one before is kept
+    await disk.save_snapshot(snapshot(7))
+    with pytest.raises(SnapshotGone):
+        await disk.read_snapshot(meta, 0, 4)
+    await disk.close()
+
+
+# Files
+
+
+async def test_a_log_over_many_segments_comes_back_and_old_ones_go(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (disk, _):
+        for index in range(1, 101):
+            await disk.write(HardState(1, "m1", index - 1), entries(index, index, size=700))
+    names = segments(tmp_path)
+    assert len(names) > 8
+    async with opened(tmp_path) as (disk, stored):
+        assert stored == Stored(HardState(1, "m1", 99), tuple(entries(1, 100, size=700)))
+        await disk.save_snapshot(snapshot(95))
+        await disk.write(None, entries(101, 101))
+    left = segments(tmp_path)
+    assert left
+    assert left == names[-len(left) :]
+    assert len(left) < 3
+    stored = await reopened(tmp_path)
+    assert stored.hard_state == HardState(1, "m1", 99)
+    assert [entry.index for entry in stored.entries] == [96, 97, 98, 99, 100, 101]
+
+
+async def test_an_entry_larger_than_a_segment_gets_one_of_its_own(tmp_path: Path) -> None:
+    big = [Entry(1, 1, EntryKind.DATA, random.Random(1).randbytes(5 * SMALL))]
+    zeros = [Entry(2, 1, EntryKind.DATA, bytes(5 * SMALL))]
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(None, big)
+        await disk.write(None, zeros)
+    assert (await reopened(tmp_path)).entries == (*big, *zeros)
+
+
+async def test_files_are_for_their_owner_only_and_leftovers_go(tmp_path: Path) -> None:
+    (tmp_path / "log-0000000000000009.wal.tmp").write_bytes(b"half")
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 1))
+        await disk.save_snapshot(snapshot(1))
+    modes = modes_in(tmp_path)
+    assert set(modes.values()) == {0o600}
+    assert not [name for name in modes if name.endswith(".tmp")]
+
+
+def modes_in(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+async def test_a_folder_serves_one_daemon_at_a_time(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        other = FileDisk(tmp_path, "m1")
+        with pytest.raises(Conflict, match="in use"):
+            await other.load()
+        await other.close()
+
+
+async def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(None, entries(1, 1))
+
+        def full(handle: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fdatasync", full)
+        with pytest.raises(DiskFailed, match="No space left on device"):
+            await disk.write(None, entries(2, 2))
+
+
+# Damage
+
+
+async def small_log(folder: Path) -> Stored:
+    """Two segments: records that cross sectors, a long run of zeros, one that ends with them."""
+    async with opened(folder) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3, size=900))
+        await disk.write(None, [Entry(4, 1, EntryKind.DATA, b"z" * 2900 + bytes(600))])
+        await disk.write(HardState(2, "", 4), entries(5, 6, term=2, size=3000))
+        await disk.write(None, [Entry(7, 2, EntryKind.DATA, b"end" + bytes(150))])
+    return await reopened(folder)
+
+
+async def is_refused(folder: Path, whole: Stored, where: str) -> bool:
+    """Whether the log in `folder` is refused; if not, it is `whole`."""
+    try:
+        found = await reopened(folder)
+    except LogDamaged as error:
+        return str(folder) in str(error) and "at byte" in str(error)
+    assert found == whole, where
+    return False
+
+
+async def test_one_changed_byte_never_shortens_the_log(tmp_path: Path) -> None:
+    whole = await small_log(tmp_path)
+    assert len(whole.entries) == 7
+    paths = segments(tmp_path)
+    assert len(paths) == 3
+    rng = random.Random(7)
+    refused = 0
+    for path in paths:
+        content = path.read_bytes()
+        end = scan(content).end
+        for position in range(min(end + SECTOR, len(content))):
+            damaged = bytearray(content)
+            damaged[position] ^= rng.randrange(1, 256)
+            path.write_bytes(damaged)
+            refused += await is_refused(tmp_path, whole, f"{path.name} at {position}")
+        path.write_bytes(content)
+    assert refused > 8000
+
+
+async def test_a_byte_that_became_zero_never_shortens_the_log(tmp_path: Path) -> None:
+    whole = await small_log(tmp_path)
+    for path in segments(tmp_path):
+        content = path.read_bytes()
+        for position in range(scan(content).end):
+            damaged = bytearray(content)
+            damaged[position] = 0
+            path.write_bytes(damaged)
+            await is_refused(tmp_path, whole, f"{path.name} at {position}")
+        path.write_bytes(content)
+
+
+async def test_a_shortened_file_is_refused(tmp_path: Path) -> None:
+    await small_log(tmp_path)
+    for path in segments(tmp_path):
+        content = path.read_bytes()
+        for length in range(0, len(content), 7):
+            path.write_bytes(content[:length])
+            with pytest.raises(LogDamaged):
+                await reopened(tmp_path)
+        path.write_bytes(content)
+
+
+async def test_a_write_torn_by_a_power_failure_is_cut_off(tmp_path: Path) -> None:
+    """Any of the last write's sectors may be missing; what was synced before is all there."""
+    rng = random.Random(3)
+    for round_number in range(300):
+        folder = tmp_path / f"{round_number}"
+        acknowledged = entries(1, rng.randint(1, 4), size=rng.randrange(900))
+        count, size = rng.randint(1, 4), rng.randrange(900)
+        unsynced = entries(len(acknowledged) + 1, len(acknowledged) + count, size=size)
+        async with opened(folder) as (disk, _):
+            await disk.write(HardState(1, "m1", 0), acknowledged)
+            [path] = segments(folder)
+            before = path.read_bytes()
+            await disk.write(None, unsynced)
+        after = bytearray(path.read_bytes())
+        for sector in range(0, len(after), SECTOR):
+            if rng.random() < 0.4:
+                after[sector : sector + SECTOR] = before[sector : sector + SECTOR]
+        path.write_bytes(after)
+        found = (await reopened(folder)).entries
+        possible = (*acknowledged, *unsynced)
+        assert len(found) >= len(acknowledged)
+        assert found == possible[: len(found)]
+        # And it can go on from there.
+        async with opened(folder) as (disk, _):
+            await disk.write(None, entries(len(found) + 1, len(found) + 1, term=2))
+        assert len((await reopened(folder)).entries) == len(found) + 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        pytest.param(lambda paths: paths[0].unlink(), "starts at entry", id="first segment gone"),
+        pytest.param(lambda paths: paths[1].unlink(), "does not follow", id="middle segment gone"),
+        pytest.param(lambda paths: paths[0].rename(paths[0].with_name("log-0000000000000000.wal")),
+                     "written as segment 1", id="segment renamed"),
+    ],
+)  # fmt: skip
+async def test_missing_segments_are_noticed(
+    tmp_path: Path, harm: Callable[[list[Path]], object], message: str
+) -> None:
+    async with opened(tmp_path) as (disk, _):
+        for index in range(1, 40):
+            await disk.write(None, entries(index, index, size=700))
+    harm(segments(tmp_path))
+    with pytest.raises(LogDamaged, match=message):
+        await reopened(tmp_path)
+
+
+async def test_a_damaged_or_missing_snapshot_is_noticed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(None, entries(1, 9))
+        await disk.install(snapshot(20, term=2))
+        await disk.write(None, entries(21, 22, term=2))
+    path = snapshots(tmp_path)[0]
+    content = path.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(LogDamaged):
+            await reopened(tmp_path)
+    path.unlink()
+    with pytest.raises(LogDamaged, match="snapshot of entry 20 is missing"):
+        await reopened(tmp_path)
+
+
+async def test_another_members_log_is_refused(tmp_path: Path) -> None:
+    await small_log(tmp_path)
+    with pytest.raises(LogDamaged, match="belongs to member m1"):
+        async with opened(tmp_path, "m2"):
+            pass
+
+
+async def test_a_crash_between_snapshot_and_log_is_survived(tmp_path: Path) -> None:
+    """A received snapshot is on disk, but the log does not know yet that it was replaced."""
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 9))
+        await disk.save_snapshot(snapshot(6, term=3), prune=False)
+    stored = await reopened(tmp_path)
+    assert stored.snapshot == snapshot(6, term=3)
+    assert stored.entries == ()
