@@ -152,8 +152,9 @@ class Assignments:
         return frozenset((EVERYWHERE, *self._networks_on.get(node_id, ())))
 
     def digest(self, node_id: str) -> str:
-        """Of the network table that was last sent to a connected node."""
-        return self._groups[self._shares[node_id].topics].digest
+        """Of the network table that was last sent to a node; "" if it was sent none."""
+        share = self._shares.get(node_id)
+        return "" if share is None else self._groups[share.topics].digest
 
     # Output
 

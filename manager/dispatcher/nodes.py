@@ -1,0 +1,75 @@
+"""What the dispatcher writes of nodes, and reads of the whole store. Transactions and queries."""
+
+import datetime as dt
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from common.model.network import Network
+from common.model.node import Node, NodeState, NodeStatus, Role
+from common.model.service import Service
+from common.model.task import Task, TaskState, TaskStatus
+from common.protocol.dispatcher import Hello, Manager
+from manager.store.store import Tx, View
+
+HEARTBEAT_FAILURE = "heartbeat failure"
+
+
+def all_unknown(tx: Tx) -> None:
+    """A new leader knows nothing yet of the nodes it did not already hold for down."""
+    for node in tx.find(Node):
+        if node.status.state is not NodeState.DOWN:
+            status = replace(
+                node.status,
+                state=NodeState.UNKNOWN,
+                message="the leader changed; waiting for the node",
+            )
+            tx.put(replace(node, status=status))
+
+
+def set_ready(tx: Tx, node_id: str, hello: Hello) -> None:
+    """The node has opened a session and said what it is."""
+    node = tx.get(Node, node_id)
+    if node is not None:
+        status = NodeStatus(state=NodeState.READY, addr=hello.address)
+        tx.put(replace(node, status=status, description=hello.description))
+
+
+def set_down(tx: Tx, node_ids: Iterable[str]) -> None:
+    for node_id in node_ids:
+        node = tx.get(Node, node_id)
+        if node is not None:
+            status = replace(node.status, state=NodeState.DOWN, message=HEARTBEAT_FAILURE)
+            tx.put(replace(node, status=status))
+
+
+def orphan(tx: Tx, node_id: str, now: dt.datetime) -> None:
+    """Give up the unfinished tasks of a node that has been down for long."""
+    for task in tx.find(Task, node_id=node_id):
+        if TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
+            status = TaskStatus(
+                state=TaskState.ORPHANED,
+                timestamp=now,
+                message="the node has been down for too long",
+                container_status=task.status.container_status,
+            )
+            tx.put(replace(task, status=status))
+
+
+def assigned(view: View) -> tuple[list[Network], list[Service], list[Task]]:
+    """What assignments are made of, besides the nodes."""
+    tasks = [task for task in view.find(Task) if task.node_id]
+    return view.find(Network), view.find(Service), tasks
+
+
+def manager_of(node: Node) -> Manager | None:
+    """How agents reach the node's manager, if it has one."""
+    status = node.manager_status
+    if node.role is not Role.MANAGER or status is None or not status.addr:
+        return None
+    return Manager(node_id=node.id, address=status.addr)
+
+
+def managers(view: View) -> tuple[Manager, ...]:
+    found = (manager_of(node) for node in view.find(Node))
+    return tuple(manager for manager in found if manager is not None)
