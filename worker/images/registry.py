@@ -115,22 +115,29 @@ class Repository:
         report: Report,
     ) -> None:
         pending, told = bytearray(), growing.size
-        async for chunk in response.content.iter_any():
-            pending += chunk
-            if growing.size + len(pending) > descriptor.size:
-                raise Invalid(
-                    f"registry {self._reference.host} sends more than the {descriptor.size} bytes "
-                    f"it announced of {descriptor.digest}"
-                )
-            if len(pending) >= _WRITE:
-                await asyncio.to_thread(growing.write, bytes(pending))
-                pending.clear()
-            if growing.size + len(pending) - told >= _REPORT_EVERY:
-                told = growing.size + len(pending)
-                report(_progress("Downloading", told, descriptor.size))
+        try:
+            async for chunk in response.content.iter_any():
+                pending += chunk
+                self._check_size(growing.size + len(pending), descriptor)
+                if len(pending) >= _WRITE:
+                    await asyncio.to_thread(growing.write, bytes(pending))
+                    pending.clear()
+                if growing.size + len(pending) - told >= _REPORT_EVERY:
+                    told = growing.size + len(pending)
+                    report(_progress("Downloading", told, descriptor.size))
+        except (aiohttp.ClientError, TimeoutError, ConnectionError):
+            await asyncio.to_thread(growing.write, bytes(pending))  # the next attempt goes on here
+            raise
         await asyncio.to_thread(growing.write, bytes(pending))
         if growing.size < descriptor.size:
             raise ConnectionError(f"{growing.size} of {descriptor.size} bytes came")
+
+    def _check_size(self, size: int, descriptor: Descriptor) -> None:
+        if size > descriptor.size:
+            raise Invalid(
+                f"registry {self._reference.host} sends more than the {descriptor.size} bytes it "
+                f"announced of {descriptor.digest}"
+            )
 
     async def _check(self, response: aiohttp.ClientResponse, what: str) -> None:
         """Raises what the status means."""
