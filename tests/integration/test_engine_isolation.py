@@ -61,6 +61,11 @@ async def test_docker_default_rights(node: EngineNode) -> None:
     assert shown["Groups"] == ""
 
 
+async def test_another_user_may_open_its_output_again(node: EngineNode) -> None:
+    script = "echo out > /dev/stdout; echo err > /dev/stderr"
+    assert sorted((await inside(node, script, user="app")).split()) == ["err", "out"]
+
+
 async def test_another_user_has_no_capabilities(node: EngineNode) -> None:
     shown = status(await inside(node, "cat /proc/self/status", user="app"))
     assert (shown["CapEff"], shown["CapPrm"]) == ("0" * 16, "0" * 16)

@@ -105,7 +105,8 @@ class Execs:
         except BaseException:
             self._failed(entry, 128)
             raise
-        self._publish(entry, "exec_start")
+        if exec_id in entry.container.exec_ids:  # not a health probe
+            self._publish(entry, "exec_start")
         if detach and entry.pipes is not None:
             await entry.pipes.close()
             return None

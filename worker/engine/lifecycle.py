@@ -58,7 +58,7 @@ class Lifecycle:
         self._filters = FilterCache(config.state_dir / "seccomp")
         self._restarts: dict[str, asyncio.Task[Any]] = {}
         self._delays: dict[str, float] = {}
-        self._on_gone = on_gone  # removes a container with auto_remove
+        self.on_gone = on_gone  # removes a container with auto_remove
         self.on_started: Callable[[Container], None] = lambda _: None
         self.on_ended: Callable[[Container], None] = lambda _: None
 
@@ -126,9 +126,14 @@ class Lifecycle:
                 h.partition(":") for h in container.host_config.extra_hosts or ()
             )
         )
-        (folder / "hosts").write_text(hosts)
-        (folder / "resolv.conf").write_text(sandbox.resolv_conf)
-        (folder / "hostname").write_text(f"{container.config.hostname}\n")
+        texts = {
+            "hosts": hosts,
+            "resolv.conf": sandbox.resolv_conf,
+            "hostname": f"{container.config.hostname}\n",
+        }
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o644)  # whatever the daemon's umask
         around = oci.Surroundings(
             folder=folder,
             lower=lower,
@@ -169,7 +174,7 @@ class Lifecycle:
                 return
             await self.record_end(container, event)
             if container.host_config.auto_remove:
-                self._background.start(self._on_gone(container), f"remove {container.name}")
+                self._background.start(self.on_gone(container), f"remove {container.name}")
                 return
             self.plan_restart(container)
 
@@ -320,6 +325,7 @@ class Lifecycle:
             raise Conflict(f"container {container.name} is not running")
         await self._freeze(container, True)
         container.current.status = "paused"
+        await self.save(container)
         self.publish(container, "pause")
         container.changed()
 
@@ -329,6 +335,7 @@ class Lifecycle:
         await self._freeze(container, False)
         if container.state == "paused":
             container.current.status = "running"
+            await self.save(container)
             self.publish(container, "unpause")
             container.changed()
 

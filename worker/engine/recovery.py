@@ -102,6 +102,9 @@ class Recovery:
             else:
                 break
         for container in self._containers.values():
+            if container.host_config.auto_remove and container.state == "exited":
+                work = self._lifecycle.on_gone(container)
+                self._background.start(work, f"remove {container.name}")
             self._lifecycle.plan_restart(container)
 
     async def _sync(self) -> None:

@@ -16,6 +16,7 @@ from worker.runtime import syscalls as sc
 
 _START_S = 10.0
 _REQUEST_S = 30.0
+_OPEN_ATTEMPTS = 3
 _AT_ONCE = 64  # messages taken in one turn of the loop
 
 
@@ -50,6 +51,12 @@ class KeeperClient:
 
     async def open(self) -> None:
         """Connect, after starting a keeper if none listens. Raises Unavailable."""
+        for _ in range(_OPEN_ATTEMPTS - 1):
+            with contextlib.suppress(Unavailable):  # it was just about to end, having no work
+                return await self._open()
+        await self._open()
+
+    async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         connecting = loop.run_in_executor(None, self._connect)
         try:

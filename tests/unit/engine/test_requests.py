@@ -1,0 +1,236 @@
+"""What a create request comes to, and what is refused."""
+
+from typing import Any
+
+import pytest
+
+from common.errors import Invalid, NotImplementedHere
+from common.model.container import (
+    ContainerConfig,
+    ContainerCreate,
+    EndpointConfig,
+    HostConfig,
+    LogConfig,
+    NetworkingConfig,
+    PortBinding,
+    RestartRule,
+)
+from common.model.image import ImageConfig
+from common.model.mounts import BindOptions, DriverConfig, Mount, VolumeOptions
+from common.model.task import HealthConfig
+from worker.engine import oci, points, request, signals
+from worker.network.model import HostPort
+
+ALL = (1 << 41) - 1
+IMAGE = ImageConfig(
+    entrypoint=("/entry",), cmd=("default",), env=("PATH=/x", "A=1"), user="app",
+    working_dir="/srv", labels={"from": "image"}, volumes={"/data": {}}, stop_signal="SIGINT",
+)  # fmt: skip
+
+
+def merged(image: ImageConfig = IMAGE, **fields: Any) -> tuple[ContainerConfig, tuple[str, ...]]:
+    return request.merged(ContainerCreate(image="i", **fields), image, "0123456789abcdef")
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, ("/entry", "default")),
+        ({"cmd": ("own",)}, ("/entry", "own")),
+        ({"entrypoint": ("mine",)}, ("mine",)),
+        ({"entrypoint": ("",), "cmd": ("own",)}, ("own",)),
+        ({"entrypoint": "mine", "cmd": "x y"}, ("mine", "x y")),
+    ],
+)
+def test_command(fields: dict[str, Any], line: tuple[str, ...]) -> None:
+    assert merged(**fields)[1] == line
+
+
+def test_no_command_is_refused() -> None:
+    with pytest.raises(Invalid, match="no command specified"):
+        merged(ImageConfig())
+
+
+def test_the_image_gives_defaults() -> None:
+    config, _ = merged(env=("A=2", "B=3"), labels={"own": "1"}, volumes={"/more": {}})
+    assert config.env == ("PATH=/x", "A=2", "B=3")
+    assert (config.user, config.working_dir, config.stop_signal) == ("app", "/srv", "SIGINT")
+    assert config.labels == {"from": "image", "own": "1"}
+    assert set(config.volumes or {}) == {"/data", "/more"}
+    assert config.hostname == "0123456789ab"
+
+
+def test_environment_without_a_value_unsets() -> None:
+    config, _ = merged(env=("A",), tty=True)
+    assert config.env == ("PATH=/x", "TERM=xterm")
+
+
+def test_health_is_merged_field_by_field() -> None:
+    image = HealthConfig(test=("CMD", "a"), interval=5_000_000, retries=4)
+    assert request.health(None, image) == image
+    assert request.health(HealthConfig(test=("NONE",)), image) is None
+    own = request.health(HealthConfig(retries=9), image)
+    assert own is not None
+    assert (own.test, own.interval, own.retries) == (("CMD", "a"), 5_000_000, 9)
+    with pytest.raises(Invalid, match="interval = 5 ns"):
+        request.health(HealthConfig(interval=5), image)
+    with pytest.raises(Invalid, match="'RUN'"):
+        request.health(HealthConfig(test=("RUN",)), None)
+
+
+@pytest.mark.parametrize(
+    ("host", "error", "field"),
+    [
+        (HostConfig(memory=1), Invalid, "6MB"),
+        (HostConfig(memory_swap=10 << 20), Invalid, "MemorySwap"),
+        (HostConfig(nano_cpus=-1), Invalid, "NanoCpus"),
+        (HostConfig(nano_cpus=10**9, cpu_quota=5000), Invalid, "NanoCpus"),
+        (HostConfig(oom_score_adj=2000), Invalid, "OomScoreAdj"),
+        (HostConfig(sysctls={"kernel.panic": "1"}), Invalid, "kernel.panic"),
+        (HostConfig(cap_add=("fly",)), Invalid, "fly"),
+        (HostConfig(restart_policy=RestartRule(name="maybe")), Invalid, "maybe"),
+        (
+            HostConfig(auto_remove=True, restart_policy=RestartRule(name="always")),
+            Invalid,
+            "AutoRemove",
+        ),
+        (HostConfig(log_config=LogConfig(config={"max-size": "big"})), Invalid, "max-size"),
+        (HostConfig(log_config=LogConfig(type="syslog")), NotImplementedHere, "syslog"),
+        (HostConfig(pid_mode="container:x"), NotImplementedHere, "PidMode"),
+        (HostConfig(ipc_mode="host"), NotImplementedHere, "IpcMode"),
+        (HostConfig(userns_mode="remap"), NotImplementedHere, "UsernsMode"),
+        (HostConfig(cgroup_parent="/x"), NotImplementedHere, "CgroupParent"),
+        (HostConfig(network_mode="container:x"), NotImplementedHere, "NetworkMode"),
+        (HostConfig(security_opt=("seccomp={}",)), NotImplementedHere, "SecurityOpt"),
+        (HostConfig(runtime="runc"), NotImplementedHere, "Runtime"),
+    ],
+)
+def test_refused_with_the_fields_name(host: HostConfig, error: type[Exception], field: str) -> None:
+    with pytest.raises(error, match=field):
+        request.check_host(host, ALL)
+
+
+def test_a_capability_the_machine_lacks_is_refused() -> None:
+    host = HostConfig(cap_add=("SYS_TIME",))
+    assert request.check_host(host, ALL) is host
+    with pytest.raises(Invalid, match="CAP_SYS_TIME is not available"):
+        request.check_host(host, ALL & ~(1 << 25))
+
+
+def test_security() -> None:
+    assert request.security(()) == (True, False)
+    assert request.security(("no-new-privileges",)) == (True, True)
+    assert request.security(("no-new-privileges:false", "seccomp=unconfined")) == (False, False)
+
+
+def test_log_options() -> None:
+    assert request.log_options(HostConfig()) == (20 << 20, 5)
+    options = LogConfig(type="local", config={"max-size": "10k", "max-file": "2"})
+    assert request.log_options(HostConfig(log_config=options)) == (10 << 10, 2)
+    assert request.log_options(HostConfig(log_config=LogConfig(type="none"))) is None
+
+
+def test_ports() -> None:
+    bindings = {
+        "80/tcp": (PortBinding(host_port="8080", host_ip="127.0.0.1"), PortBinding()),
+        "53/udp": None,
+    }
+    config = ContainerConfig(exposed_ports={"80/tcp": {}, "443": {}})
+    found = request.host_ports(config, HostConfig(port_bindings=bindings, publish_all_ports=True))
+    assert found == (
+        HostPort(protocol="tcp", published=8080, target=80, host_ip="127.0.0.1"),
+        HostPort(protocol="tcp", published=0, target=80),
+        HostPort(protocol="udp", published=0, target=53),
+        HostPort(protocol="tcp", published=0, target=443),
+    )
+    for wrong in ("0/tcp", "70000/tcp", "http", "80/tcp/x"):
+        with pytest.raises(Invalid, match="port"):
+            request.port(wrong)
+
+
+def test_networks() -> None:
+    assert request.wanted_networks(HostConfig(network_mode="none"), None) == ("none", {})
+    assert request.wanted_networks(HostConfig(), None) == ("private", {})
+    networking = NetworkingConfig(endpoints_config={"net": EndpointConfig(aliases=("db",))})
+    wanted = request.wanted_networks(HostConfig(network_mode="net"), networking)
+    assert wanted == ("private", {"net": ("db",)})
+    linked = NetworkingConfig(endpoints_config={"net": EndpointConfig(links=("a:b",))})
+    with pytest.raises(NotImplementedHere, match="Links"):
+        request.wanted_networks(HostConfig(), linked)
+
+
+def test_mount_wishes() -> None:
+    host = HostConfig(
+        binds=("/h:/a:ro,rslave", "vol:/b", "/c"),
+        mounts=(
+            Mount(type="volume", target="/d/"),
+            Mount(type="bind", source="/s", target="/e",
+                  bind_options=BindOptions(create_mountpoint=True)),
+        ),
+        tmpfs={"/f": "size=1m"},
+    )  # fmt: skip
+    found = points.wishes(ContainerConfig(volumes={"/b": {}, "/g": {}}), host)
+    shown = [(w.point.destination, w.point.type, w.point.anonymous, w.copy) for w in found]
+    assert shown == [
+        ("/a", "bind", False, False),
+        ("/b", "volume", False, True),
+        ("/c", "volume", True, True),
+        ("/d", "volume", True, True),
+        ("/e", "bind", False, False),
+        ("/f", "tmpfs", False, False),
+        ("/g", "volume", True, True),
+    ]
+    assert found[0].point.read_only
+    assert found[0].point.propagation == "rslave"
+    assert found[4].make_source
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        (HostConfig(binds=("/a:/b:odd",)), "invalid mode"),
+        (HostConfig(binds=("/a:/b", "v:/b/")), "Duplicate mount point: /b"),
+        (HostConfig(binds=("/a:/",)), "would cover"),
+        (HostConfig(binds=("a:b:c:d",)), "invalid volume specification"),
+        (HostConfig(tmpfs={"/t": "evil=1"}), "unknown option"),
+        (HostConfig(mounts=(Mount(type="bind", source="rel", target="/x"),)), "absolute path"),
+    ],
+)
+def test_wrong_mounts(host: HostConfig, text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        points.wishes(ContainerConfig(), host)
+
+
+def test_foreign_volume_drivers_are_refused() -> None:
+    options = VolumeOptions(driver_config=DriverConfig(name="nfs"))
+    mount = Mount(type="volume", source="v", target="/x", volume_options=options)
+    with pytest.raises(NotImplementedHere, match="local volumes"):
+        points.wishes(ContainerConfig(), HostConfig(mounts=(mount,)))
+
+
+def test_resources() -> None:
+    found = oci.resources(HostConfig(memory=10 << 20, nano_cpus=1_500_000_000, pids_limit=-1))
+    assert found["memory"] == {"limit": 10 << 20, "swap": 20 << 20}
+    assert found["cpu"] == {"quota": 150_000, "period": 100_000}
+    assert found["pids"] == {"limit": -1}
+    assert found["devices"][0]["allow"] is False
+    assert oci.resources(HostConfig(privileged=True))["devices"] == []
+
+
+def test_without_a_device_filter_no_nodes_can_be_made() -> None:
+    assert "CAP_MKNOD" in oci.granted(HostConfig())
+    assert "CAP_MKNOD" not in oci.granted(HostConfig(), device_filter=False)
+    assert "CAP_MKNOD" in oci.granted(HostConfig(privileged=True), device_filter=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("SIGTERM", 15), ("kill", 9), ("10", 10), ("SIGRTMIN+3", 37)]
+)
+def test_signals(text: str, number: int) -> None:
+    assert signals.number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "99", "SIGNOPE", "TERM+1", "SIGRTMIN+99", "RTMIN+x"])
+def test_wrong_signals(text: str) -> None:
+    with pytest.raises(Invalid, match="Invalid signal"):
+        signals.number(text)
