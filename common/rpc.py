@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 from aiohttp import web
+from yarl import URL
 
 from common import errors
 from common.errors import Forbidden, NotFound, ShoalError, Unavailable
@@ -87,21 +89,28 @@ def notice_silence(connection: Any) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
+class Attempt:
+    """What became of one request."""
+
+    def __init__(self) -> None:
+        self.sent = False  # the other end may have begun to work on it
+
+
+async def _note_sent(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
+    if isinstance(context.trace_request_ctx, Attempt):
+        context.trace_request_ctx.sent = True
+
+
 class Client:
     """Calls other daemons with one set of credentials. Make it on the loop that uses it."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
-        self._context = context
-        connector = aiohttp.TCPConnector(
-            ssl=context, limit=0, keepalive_timeout=30, socket_factory=_socket
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-        )
+        tracing = aiohttp.TraceConfig()
+        tracing.on_request_headers_sent.append(_note_sent)
+        # Calls are rare, and each is made with the certificate of its moment: a connection kept
+        # open would go on with the one before.
+        self._calls = _session(context, keep=False)
+        self._requests = _session(context, keep=True, tracing=tracing)
 
     async def call(
         self,
@@ -111,18 +120,23 @@ class Client:
         body: object = None,
         *,
         host: str | None = MANAGER,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float = CALL_S,
     ) -> bytes:
         """The answer's body. `host` is the role or node id that must answer; None: anybody.
 
         Raises the error that the other end sent, or Unavailable naming `address`.
         """
-        data = b"" if body is None else msgspec.json.encode(body)
+        data = None if body is None else msgspec.json.encode(body)
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._session.request(
-                    method, f"https://{address}{path}", data=data, server_hostname=host
+                self._calls.request(
+                    method,
+                    f"https://{address}{path}",
+                    data=data,
+                    headers=headers,
+                    server_hostname=host,
                 ) as answer,
             ):
                 content = await _bounded(answer.content)
@@ -146,7 +160,7 @@ class Client:
         """A stream to `path` at `address`. Raises as `call` does."""
         try:
             async with asyncio.timeout(CALL_S):
-                connection = await self._session.ws_connect(
+                connection = await self._calls.ws_connect(
                     f"https://{address}{path}",
                     server_hostname=host,
                     max_msg_size=limit,
@@ -158,13 +172,53 @@ class Client:
             raise unreachable(address, error) from error
         return WebSocketStream(connection)
 
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """For what is neither a call nor a stream: handing over whole requests."""
-        return self._session
+    async def request(
+        self,
+        address: str,
+        method: str,
+        path: str,
+        body: bytes,
+        *,
+        host: str,
+        headers: Mapping[str, str],
+        attempt: Attempt,
+    ) -> aiohttp.ClientResponse:
+        """The head of the answer, for what hands over whole requests; the caller closes it.
+
+        Raises as `call` does, but does not look at the status.
+        """
+        try:
+            return await self._requests.request(
+                method,
+                URL(f"https://{address}{path}", encoded=True),
+                data=body or None,
+                headers=headers,
+                server_hostname=host,
+                allow_redirects=False,
+                trace_request_ctx=attempt,
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise unreachable(address, error) from error
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._calls.close()
+        await self._requests.close()
+
+
+def _session(
+    context: ssl.SSLContext, *, keep: bool, tracing: aiohttp.TraceConfig | None = None
+) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(
+        ssl=context, limit=0, force_close=not keep, socket_factory=_socket
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        trace_configs=[tracing] if tracing else None,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+    )
 
 
 async def _bounded(content: aiohttp.StreamReader) -> bytes:

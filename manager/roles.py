@@ -55,11 +55,16 @@ class Raft(Protocol):
     """What is needed of the Raft driver."""
 
     @property
-    def own_id(self) -> str: ...
+    def member_id(self) -> str: ...
+    @property
+    def status(self) -> "Status": ...
+    async def change_members(self, change: Change) -> None: ...
+    async def transfer(self) -> None: ...
+
+
+class Status(Protocol):
     @property
     def members(self) -> Sequence[Member]: ...
-    async def change_members(self, change: Change) -> object: ...
-    async def hand_over(self) -> None: ...
 
 
 def plan(nodes: Sequence[Node], members: Sequence[Member], own_id: str) -> list[Step]:
@@ -118,7 +123,7 @@ class RoleManager:
     async def _round(self) -> float:
         """Take the steps there are to take. Returns how long to wait at most, seconds."""
         await self._forget_removed()
-        steps = plan(self._store.view().find(Node), self._raft.members, self._raft.own_id)
+        steps = plan(self._store.view().find(Node), self._raft.status.members, self._raft.member_id)
         if writes := [step for step in steps if isinstance(step, SetRole | SetManagerStatus)]:
             await self._store.update(lambda tx: _write(tx, writes))
         for step in steps:
@@ -136,7 +141,7 @@ class RoleManager:
                 log.info("membership changed", extra={"change": step})
             case HandOver():
                 log.info("this manager is demoted and hands over")
-                await self._raft.hand_over()
+                await self._raft.transfer()
             case SetRole() | SetManagerStatus():
                 pass  # written already
 

@@ -1,44 +1,103 @@
-"""Hands an HTTP API request to the leading manager and streams its answer back."""
+"""Hands an HTTP API request to the leading manager and streams its answer back.
+
+While leadership moves, the request waits and is sent again to whoever leads then, if it surely
+had no effect: it was not sent yet, or only reads.
+"""
 
 import asyncio
 import contextlib
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
 
 from common import rpc
+from common.errors import ProposalUncertain, ShoalError, Unavailable
 from common.tls import MANAGER
 
+if TYPE_CHECKING:
+    from manager.manager import Manager
+
 FORWARDED = "X-Shoal-Forwarded"  # so that a request goes one step only
-_LOOK_S = 1.0  # how often to look whether the client of a quiet answer is still there
-_HOP_BY_HOP = frozenset(
-    "connection keep-alive te trailer transfer-encoding upgrade host content-length".split()
-)
+LEADER_WAIT_S = 5.0
+_CHUNK_LOOK_S = 1.0  # how often to look whether the client of a quiet answer is still there
+_PAUSE_S = 0.05
+_HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+_HOP_BY_HOP |= {"host", "content-length"}
 
 
-async def forward(client: rpc.Client, leader: str, request: web.Request) -> web.StreamResponse:
-    """The leader's answer to `request`. `leader` is HOST:PORT of its cluster listener.
+class _Lost(Exception):
+    """The leader went away while we waited for its answer."""
 
-    Raises Unavailable or Forbidden if the leader does not answer; once the answer has begun, a
-    break ends it short.
+
+async def forward(
+    client: rpc.Client, manager: "Manager", request: web.Request
+) -> web.StreamResponse:
+    """The leader's answer to `request`.
+
+    Raises Unavailable if nobody leads in time, ProposalUncertain if the leader was lost with the
+    request in its hands. Once the answer has begun, a break ends it short.
     """
+    body = await request.read()  # specs: small, and bounded by the application
+    deadline = asyncio.get_running_loop().time() + LEADER_WAIT_S
+    while True:
+        left_s = deadline - asyncio.get_running_loop().time()
+        await manager.wait_leader(max(left_s, 0.0))
+        # It may be this very manager by now: its listener serves it as well.
+        leader = manager.leader_address or manager.address
+        attempt = rpc.Attempt()
+        try:
+            answer = await _ask(client, manager, leader, request, body, attempt)
+        except (_Lost, ShoalError) as error:
+            if attempt.sent and request.method not in ("GET", "HEAD"):
+                raise ProposalUncertain(
+                    f"the leader {leader} was lost while it worked on the request, which may have "
+                    "happened: look before you repeat it"
+                ) from error
+            if left_s <= 0 and isinstance(error, ShoalError):
+                raise
+            if left_s <= 0:
+                raise Unavailable(f"the leader {leader} does not answer; try again") from error
+            await asyncio.sleep(_PAUSE_S)
+            continue
+        async with answer:
+            return await _relay(request, answer)
+
+
+async def _ask(
+    client: rpc.Client,
+    manager: "Manager",
+    leader: str,
+    request: web.Request,
+    body: bytes,
+    attempt: rpc.Attempt,
+) -> aiohttp.ClientResponse:
+    """The head of the leader's answer. Raises _Lost as soon as another leads."""
     headers = {
         name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP
     }
     headers[FORWARDED] = "1"
-    try:
-        answer = await client.session.request(
+    asking = asyncio.get_running_loop().create_task(
+        client.request(
+            leader,
             request.method,
-            f"https://{leader}/forward{request.rel_url.raw_path_qs}",
+            f"/forward{request.rel_url.raw_path_qs}",
+            body,
             headers=headers,
-            data=await request.read() if request.body_exists else None,
-            server_hostname=MANAGER,
-            allow_redirects=False,
+            host=MANAGER,
+            attempt=attempt,
         )
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise rpc.unreachable(leader, error) from error
-    async with answer:
-        return await _relay(request, answer)
+    )
+    losing = asyncio.get_running_loop().create_task(manager.wait_other_leader(leader))
+    try:
+        await asyncio.wait([asking, losing], return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            raise _Lost
+        return asking.result()
+    finally:
+        for task in (asking, losing):
+            task.cancel()
+        await asyncio.wait([asking, losing])
 
 
 async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
@@ -59,7 +118,7 @@ async def _next(request: web.Request, content: aiohttp.StreamReader) -> bytes:
     """The next part of the answer, b"" at its end. Raises ConnectionError once nobody listens."""
     while True:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_S):
+            async with asyncio.timeout(_CHUNK_LOOK_S):
                 return await content.readany()
         if request.transport is None or request.transport.is_closing():
             raise ConnectionResetError("the client has gone")

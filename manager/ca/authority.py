@@ -42,6 +42,18 @@ class Authority:
         if found and identity.node_id in found[0].removed_nodes:
             raise removed(identity.node_id)
 
+    def check_manager(self, identity: Identity) -> None:
+        """Raises Forbidden if the node may not act as a manager (any more).
+
+        Only the leader may ask: the state of others can be older than the caller's promotion.
+        """
+        self.check(identity)
+        node = self._store.view().get(Node, identity.node_id)
+        if node is None:
+            raise removed(identity.node_id)
+        if node.role is not Role.MANAGER:
+            raise Forbidden(f"node {node.id} is no manager any more; its certificate is an old one")
+
     async def issue(self, asked: IssueRequest) -> Issued:
         """A certificate for a new node, which is thereby in the cluster.
 

@@ -1,0 +1,315 @@
+"""One manager: the log, the store on it, and while it leads the loops that decide.
+
+    driver ──applies──► store ◄──reads── api, dispatcher, authority
+       │                  ▲
+       └─ leads in term ──┴── loops, role manager (`_term`), fenced by that term
+
+Whoever leads runs one task group; losing the lead cancels it, and a loop that fails gives the
+lead away.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from pathlib import Path
+
+import msgspec
+
+from common import rpc
+from common.clock import Clock
+from common.config import DaemonConfig
+from common.errors import Conflict, Forbidden, Invalid, NotLeader, ShoalError, Unavailable
+from common.ids import Ids
+from common.model.cluster import Cluster
+from common.model.node import Node, Role
+from common.protocol.ca import RaftJoin, RaftJoined
+from common.streams import Stream
+from common.tls import Identity
+from manager import leader
+from manager.ca.authority import Authority, removed
+from manager.parts import MakeParts
+from manager.raft.config import RaftConfig
+from manager.raft.disk import FileDisk
+from manager.raft.driver import Driver, bootstrap
+from manager.raft.membership import AddLearner, Remove, UpdateAddress
+from manager.raft.message import Member
+from manager.roles import RoleManager
+from manager.store.store import Store, Tx
+from manager.transport import Transport
+
+log = logging.getLogger(__name__)
+
+CALL_BACK_S = 3.0
+LET_GO_S = 10.0
+BACKOFF_MIN_S = 0.5
+BACKOFF_MAX_S = 30.0
+NO_LEADER = (
+    "no leader: quorum lost, or an election is under way. Bring managers back until more than "
+    "half of them run; `shoal node ls` shows them once there is a leader"
+)
+
+
+class Lead:
+    """The store's way into the log for one term: nothing gets in after it."""
+
+    def __init__(self, driver: Driver, term: int) -> None:
+        self._driver = driver
+        self._term = term
+
+    async def propose(self, data: bytes) -> int:
+        return await self._driver.propose(data, term=self._term)
+
+
+async def make_log(folder: Path, member: Member) -> None:
+    """Make in `folder` the log of a new cluster with `member` alone. Raises Conflict."""
+    disk = FileDisk(folder, member.id)
+    try:
+        await bootstrap(disk, member)
+    finally:
+        await disk.close()
+
+
+class Manager:
+    """Runs while the node has the manager role."""
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        raft_id: str,
+        address: str,
+        folder: Path,
+        config: DaemonConfig,
+        client: rpc.Client,
+        clock: Clock,
+        ids: Ids,
+        rng: random.Random,
+        make_parts: MakeParts,
+    ) -> None:
+        """`address` is where this manager's listener is reached, HOST:PORT."""
+        self.node_id = node_id
+        self.address = address
+        self.store = Store(clock)
+        self._transport = Transport(client)
+        self.raft = Driver(
+            member_id=raft_id,
+            config=RaftConfig.of(config.raft),
+            disk=FileDisk(folder, raft_id),
+            network=self._transport.peers,
+            machine=self.store,
+            rng=rng,
+        )
+        self.authority = Authority(self.store, clock, ids)
+        self._parts = make_parts(self.store, self.raft, config, clock, ids, rng)
+        self.api = self._parts.api
+        self.dispatcher = self._parts.dispatcher
+        self._client = client
+        self._clock = clock
+        self._ids = ids
+        self._leading = False
+        self._news = asyncio.Event()  # replaced whenever leadership changes
+
+    # Who leads
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this manager leads and can write."""
+        return self._leading
+
+    @property
+    def leader_address(self) -> str:
+        """HOST:PORT of the manager that leads; "" if none is known, or it is this one."""
+        found = self.raft.status.leader
+        return found.address if found is not None and found.id != self.raft.member_id else ""
+
+    async def wait_leader(self, timeout_s: float) -> None:
+        """Until somebody leads and can be asked. Raises Unavailable after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._leading and not self.leader_address:
+                    await self._next_news()
+        except TimeoutError as error:
+            raise Unavailable(NO_LEADER) from error
+
+    async def wait_other_leader(self, than: str) -> None:
+        """Until the manager at address `than` is known not to lead."""
+        while than == (self.address if self._leading else self.leader_address):
+            await self._next_news()
+
+    async def _next_news(self) -> None:
+        await self._news.wait()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    # Running
+
+    async def run(self) -> None:
+        """Take part until stopped, or removed from the cluster's managers.
+
+        Raises what must not be passed over, as a damaged log.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                around = [
+                    group.create_task(self._transport.peers.run(), name="raft peers"),
+                    group.create_task(self._follow_raft(), name="raft status"),
+                ]
+                await self.raft.run()
+                for task in around:
+                    task.cancel()
+        finally:
+            self._leading = False
+            self._tell()
+
+    async def stop(self) -> None:
+        """Hand over if this manager leads, then end `run`."""
+        await self.raft.stop()
+
+    async def _follow_raft(self) -> None:
+        status = self.raft.status
+        while True:
+            self._tell()
+            if status.removed:
+                log.info("this manager was removed from the cluster's managers")
+                await self.raft.stop()
+                return
+            if status.is_leader:
+                await self._lead_until_lost(status.term)
+            now = self.raft.status
+            status = await self.raft.wait_change(status) if now == status else now
+
+    async def _lead_until_lost(self, term: int) -> None:
+        with contextlib.suppress(_TermEnded):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._until_lost(term), name="term")
+                    group.create_task(self._lead(term), name="lead")
+            except* _TermEnded:
+                raise _TermEnded from None
+
+    async def _until_lost(self, term: int) -> None:
+        status = self.raft.status
+        while status.is_leader and status.term == term:
+            self._tell()
+            status = await self.raft.wait_change(status)
+        log.info("leadership lost", extra={"term": term})
+        raise _TermEnded
+
+    async def _lead(self, term: int) -> None:
+        """Lead; when a part fails give the lead away, or try again if nobody takes it."""
+        backoff_s = BACKOFF_MIN_S
+        while True:
+            try:
+                await self._lead_once(term)
+            except* (NotLeader, Unavailable):
+                log.debug("a part ended since leadership is lost", extra={"term": term})
+            except* Exception:  # whatever fails in a part ends the term and not the manager
+                log.exception("a part of the leader failed", extra={"term": term})
+            with contextlib.suppress(ShoalError):
+                await self.raft.transfer()
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    async def _lead_once(self, term: int) -> None:
+        await self.raft.read_barrier()  # all that was ever acknowledged is applied here
+        self.store.lead(Lead(self.raft, term))
+        self._leading = True
+        self._tell()
+        log.info("leading", extra={"term": term})
+        try:
+            async with asyncio.TaskGroup() as group:
+                roles = RoleManager(self.store, self.raft, self._clock)
+                group.create_task(roles.run(), name="roles")
+                group.create_task(self.dispatcher.run(), name="dispatcher")
+                await leader.lead(self.store, self._parts.loops(), self._clock)
+        finally:
+            self._leading = False
+            self._tell()
+            await self.store.close()
+
+    # Membership, asked of the leader by the nodes themselves
+
+    async def receive_raft(self, stream: Stream) -> None:
+        """Take in another manager's messages until it closes `stream`."""
+        await self._transport.receive(self.raft, stream)
+
+    async def admit(self, caller: Identity, asked: RaftJoin) -> RaftJoined:
+        """Give the manager of `caller` its place in the log, as a learner at first.
+
+        Raises Invalid if it cannot be called back, Forbidden if it should be no manager.
+        """
+        node = self.store.view().get(Node, caller.node_id)
+        if node is None:
+            raise removed(caller.node_id)
+        if node.spec.role is not Role.MANAGER:
+            raise Forbidden(f"node {caller.node_id} should be a worker; promote it first")
+        await self._call_back(caller.node_id, asked.address)
+        known = self._member_of(caller.node_id)
+        if known is not None and known.id == asked.raft_id:
+            if known.address != asked.address:
+                await self.raft.change_members(UpdateAddress(known.id, asked.address))
+            return RaftJoined(raft_id=known.id)
+        if known is not None:  # it has lost its log, and with that the right to its old votes
+            await self.raft.change_members(Remove(known.id))
+        raft_id = self._ids.new()
+        member = Member(raft_id, caller.node_id, asked.address, learner=True)
+        await self.raft.change_members(AddLearner(member))
+        log.info("manager admitted", extra={"admitted": caller.node_id, "address": asked.address})
+        return RaftJoined(raft_id=raft_id)
+
+    async def _call_back(self, node_id: str, address: str) -> None:
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdecimal()):
+            raise Invalid(f"address {address[:80]!r} is not HOST:PORT")
+        try:
+            await self._client.call(address, "GET", "/ping", host=node_id, timeout_s=CALL_BACK_S)
+        except ShoalError as error:
+            raise Invalid(
+                f"the leader cannot reach the new manager at {address}: {error}. "
+                "Check its --advertise-addr and the firewalls between them"
+            ) from error
+
+    async def let_go(self, caller: Identity) -> None:
+        """Make the manager of `caller` a worker because it leaves; returns once Raft is without it.
+
+        Raises Conflict for the last manager, Unavailable if it takes too long.
+        """
+        members = self.raft.status.members
+        if not [member for member in members if member.node_id != caller.node_id]:
+            raise Conflict("this is the last manager; leaving with force destroys the cluster")
+
+        def demote(tx: Tx) -> None:
+            node = tx.get(Node, caller.node_id)
+            if node is not None:
+                spec = msgspec.structs.replace(node.spec, role=Role.WORKER)
+                tx.put(msgspec.structs.replace(node, spec=spec))
+
+        await self.store.update(demote)
+        try:
+            async with asyncio.timeout(LET_GO_S):
+                status = self.raft.status
+                while any(member.node_id == caller.node_id for member in status.members):
+                    status = await self.raft.wait_change(status)
+        except TimeoutError as error:
+            raise Unavailable("the managers did not let this one go in time; try again") from error
+
+    def _member_of(self, node_id: str) -> Member | None:
+        members = self.raft.status.members
+        return next((member for member in members if member.node_id == node_id), None)
+
+    async def found(self, cluster: Cluster, node: Node) -> None:
+        """Write the first objects of a new cluster, of which this is the first manager."""
+        await self.wait_leader(LET_GO_S)
+
+        def write(tx: Tx) -> None:
+            tx.put(cluster)
+            tx.put(node)
+
+        await self.store.update(write)
+
+
+class _TermEnded(Exception):
+    """Leadership is lost; not an error."""

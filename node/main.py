@@ -1,0 +1,103 @@
+"""The `shoald` command: reads the settings, starts the daemon, waits for a signal."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import msgspec
+
+from common import log
+from common.clock import SystemClock
+from common.config import DaemonConfig, load
+from common.errors import Forbidden, ShoalError
+
+_log = logging.getLogger(__name__)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Survives reboots.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Sockets; gone after a reboot.")
+@click.option(
+    "--host", "-H", "hosts", multiple=True, help="unix://PATH or tcp://ADDRESS:PORT; repeatable."
+)
+@click.option("--config", type=click.Path(path_type=Path), help="A TOML file with settings.")
+@click.option("--log-level", type=click.Choice(log.LEVELS))
+@click.option("--version", is_flag=True, help="Print the version and exit.")
+def main(
+    state_dir: Path | None,
+    run_dir: Path | None,
+    hosts: tuple[str, ...],
+    config: Path | None,
+    log_level: str | None,
+    version: bool,
+) -> None:
+    """Run the daemon of one machine."""
+    if version:
+        click.echo(f"shoald version {_version()}")
+        return
+    given = {
+        "state_dir": state_dir,
+        "run_dir": run_dir,
+        "hosts": hosts or None,
+        "log_level": log_level,
+    }
+    try:
+        settings = load(config, {name: value for name, value in given.items() if value is not None})
+        log.setup(settings.log_level)
+        if os.geteuid() != 0:
+            raise Forbidden("shoald must run as root: it makes namespaces, mounts and networks")
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings))
+    except ShoalError as error:
+        click.echo(f"shoald: {error}", err=True)
+        sys.exit(1)
+
+
+async def _serve(settings: DaemonConfig) -> None:
+    from manager.parts import make_parts
+    from node.api.app import make_app
+    from node.daemon import Daemon
+
+    settings = msgspec.structs.replace(
+        settings, hostname=settings.hostname or socket.gethostname()
+    )
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    rng = random.SystemRandom()  # tokens and ids must not be guessed
+    daemon = Daemon(settings, _version(), SystemClock(), rng, make_app, make_parts)
+    gc.collect()
+    gc.freeze()  # what was imported stays: no need to look through it again and again
+    with log.fields(host=settings.hostname):
+        await daemon.run(stopping)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        return uvloop.new_event_loop
+    return None
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("shoal")
+    except metadata.PackageNotFoundError:
+        return "0.1.0"  # run from a source folder that is not installed
+
+
+if __name__ == "__main__":
+    main()

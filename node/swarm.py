@@ -1,0 +1,453 @@
+"""Forming, joining and leaving a cluster.
+
+    inactive ──init──────────► active ──leave──► inactive
+        └─────join──► pending ──┘
+    error: the node is in a cluster but cannot take part; leave says what it was
+
+What is half-made when something fails is taken back: on disk, and at the managers.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+
+from common.errors import (
+    Conflict,
+    Invalid,
+    NotImplementedHere,
+    ShoalError,
+    Unavailable,
+)
+from common.keys import new_request
+from common.model.base import Model
+from common.model.cluster import Cluster, ClusterSpec, RootCA
+from common.model.node import Availability, Node, NodeSpec, Role
+from common.protocol.ca import IssueRequest
+from common.protocol.dispatcher import Manager as ManagerAddress
+from common.tls import MANAGER, Credentials, Identity
+from manager.ca import certificates, tokens
+from manager.manager import make_log
+from manager.raft.message import Member as RaftMember
+from node.address import (
+    Interface,
+    advertised,
+    bind,
+    join_address,
+    listening,
+    machine_interfaces,
+    source_address,
+    split_port,
+)
+from node.identity import NodeState
+from node.joining import introduce
+from node.member import Member, Surroundings
+from node.pools import check_pools
+
+log = logging.getLogger(__name__)
+
+WELCOME_S = 20.0  # as long as Docker's client is made to wait for a join
+STOP_S = 10.0
+
+
+class InitRequest(Model, frozen=True, kw_only=True):
+    """The body of `POST /swarm/init`."""
+
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    data_path_port: int = 0
+    default_addr_pool: tuple[str, ...] = ()
+    subnet_size: int = 0
+    force_new_cluster: bool = False
+    auto_lock_managers: bool = False
+    availability: str = ""
+    spec: ClusterSpec = msgspec.field(default_factory=ClusterSpec)
+
+
+class JoinRequest(Model, frozen=True, kw_only=True):
+    """The body of `POST /swarm/join`."""
+
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    remote_addrs: tuple[str, ...] = ()
+    join_token: str = ""
+    availability: str = ""
+
+
+class Swarm:
+    """This node's membership in a cluster, or that it has none."""
+
+    def __init__(self, around: Surroundings, forget: Callable[[], Awaitable[None]]) -> None:
+        """`forget` removes from the worker what is the cluster's: tasks, networks, journal."""
+        self._around = around
+        self._forget = forget
+        self._member: Member | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._busy = asyncio.Lock()
+        self._joining = False
+        self.error = ""
+
+    # What others may know
+
+    @property
+    def state(self) -> str:
+        """Docker's word: inactive, pending, active or error."""
+        if self.error:
+            return "error"
+        if self._member is None or (self._joining and not self._member.welcomed.is_set()):
+            return "pending" if self._joining else "inactive"
+        return "active"
+
+    @property
+    def member(self) -> Member | None:
+        return self._member
+
+    @property
+    def node_id(self) -> str:
+        return self._member.state.node_id if self._member else ""
+
+    @property
+    def address(self) -> str:
+        """This node's own address, without a port."""
+        return self._member.state.address.rpartition(":")[0] if self._member else ""
+
+    @property
+    def is_manager(self) -> bool:
+        return self._member is not None and self._member.manager is not None
+
+    @property
+    def managers(self) -> list[tuple[str, str]]:
+        """(node id, HOST:PORT) of the managers as last heard of."""
+        found = self._member.state.managers if self._member else ()
+        return [(manager.node_id, manager.address) for manager in found]
+
+    # Starting and ending
+
+    async def start(self) -> None:
+        """Be again the node that this one was. What is wrong with that becomes `error`."""
+        files = self._around.files
+        try:
+            found = await asyncio.to_thread(files.load)
+            if found is None:
+                await asyncio.to_thread(files.wipe)  # of a join that was cut off
+                return
+            self._run(Member(self._around, *found))
+        except ShoalError as error:
+            self.error = str(error)
+            log.error("cannot take part in the cluster", extra={"reason": self.error})
+
+    async def close(self) -> None:
+        """End the membership's tasks, handing over leadership first. The node stays a member."""
+        member, running = self._member, self._running
+        self._running = None
+        if member is not None and running is not None and not running.done():
+            with contextlib.suppress(TimeoutError, ShoalError):
+                async with asyncio.timeout(STOP_S):
+                    await member.stop()
+        if running is not None:
+            running.cancel()
+            await asyncio.wait([running])
+
+    def _run(self, member: Member) -> None:
+        self._member = member
+        self.error = ""
+        loop = asyncio.get_running_loop()
+        self._running = loop.create_task(self._watch_over(member), name="membership")
+
+    async def _watch_over(self, member: Member) -> None:
+        try:
+            await member.run()
+        except* ShoalError as errors:
+            self.error = str(_first(errors))
+            log.error("cannot take part in the cluster", extra={"reason": self.error})
+        except* Exception as errors:  # the containers and the API go on without the cluster
+            self.error = f"internal error: {_first(errors)!r}; the daemon's log says more"
+            log.exception("the membership failed")
+
+    # Init
+
+    async def init(self, asked: InitRequest) -> str:
+        """Make a cluster with this node as its first manager; returns the node's id."""
+        async with self._alone():
+            _check_init(asked)
+            interfaces = await asyncio.to_thread(machine_interfaces)
+            port = self._around.config.listen_port
+            listen = listening(asked.listen_addr, port, interfaces)
+            host, advertised_port = advertised(asked.advertise_addr, listen[1], interfaces)
+            state = NodeState(
+                node_id=self._around.ids.new(),
+                cluster_id=self._around.ids.new(),
+                address=join_address(host, advertised_port),
+                listen=join_address(*listen),
+                data_address=_data_address(asked.data_path_addr, host, interfaces),
+                raft_id=self._around.ids.new(),
+            )
+            own = ManagerAddress(node_id=state.node_id, address=state.address)
+            state = msgspec.structs.replace(state, managers=(own,))
+            bound = bind(*listen)
+            try:
+                await self._found(asked, state, bound)
+            except BaseException:
+                bound.close()
+                await self._take_back()
+                raise
+            return state.node_id
+
+    async def _found(self, asked: InitRequest, state: NodeState, bound: socket.socket) -> None:
+        files = self._around.files
+        credentials, root = await asyncio.to_thread(self._first_certificate, state)
+        await asyncio.to_thread(files.wipe)
+        await asyncio.to_thread(files.save_credentials, credentials)
+        await make_log(
+            files.raft_folder, RaftMember(state.raft_id, state.node_id, state.address)
+        )
+        member = Member(self._around, state, credentials, new=True)
+        await member.listen(bound)
+        self._run(member)
+        cluster = self._first_cluster(asked, state, root)
+        await self._while_running(member.found(cluster, self._first_node(asked, state)))
+        await asyncio.to_thread(files.save_state, state)
+        member.founded()
+        log.info("cluster made", extra={"cluster": state.cluster_id, "node": state.node_id})
+
+    def _first_certificate(self, state: NodeState) -> tuple[Credentials, RootCA]:
+        around = self._around
+        now = around.clock.now()
+        root, root_key = certificates.new_root(state.cluster_id, now)
+        key, request = new_request()
+        identity = Identity(state.node_id, MANAGER, state.cluster_id)
+        certificate = certificates.sign(root, root_key, request, identity, now)
+        ca = RootCA(
+            certificate=root.decode(),
+            key=root_key.decode(),
+            join_token_worker=tokens.new_token(root, around.rng),
+            join_token_manager=tokens.new_token(root, around.rng),
+        )
+        return Credentials(root=root, certificate=certificate, key=key), ca
+
+    def _first_cluster(self, asked: InitRequest, state: NodeState, root: RootCA) -> Cluster:
+        config = self._around.config
+        spec = msgspec.structs.replace(asked.spec, name=asked.spec.name or "default")
+        return Cluster(
+            id=state.cluster_id,
+            spec=spec,
+            root_ca=root,
+            default_addr_pool=asked.default_addr_pool or (config.overlay_pool,),
+            subnet_size=asked.subnet_size or 24,
+            data_path_port=asked.data_path_port or config.data_path_port,
+            node_pool=config.node_pool,
+        )
+
+    def _first_node(self, asked: InitRequest, state: NodeState) -> Node:
+        spec = NodeSpec(role=Role.MANAGER, availability=_availability(asked.availability))
+        issued = self._around.clock.now().isoformat()
+        return Node(id=state.node_id, spec=spec, role=Role.MANAGER, certificate_issued_at=issued)
+
+    # Join
+
+    async def join(self, asked: JoinRequest) -> None:
+        """Become a node of the cluster of `asked.join_token`, which decides the role."""
+        async with self._alone():
+            token = tokens.parse(asked.join_token)
+            port = self._around.config.listen_port
+            remotes = _remotes(asked.remote_addrs, port)
+            availability = _availability(asked.availability)
+            interfaces = await asyncio.to_thread(machine_interfaces)
+            listen = listening(asked.listen_addr, port, interfaces)
+            given = asked.advertise_addr or await asyncio.to_thread(source_address, remotes[0])
+            host, advertised_port = advertised(given, listen[1], interfaces)
+            data_address = _data_address(asked.data_path_addr, host, interfaces)
+            key, request = await asyncio.to_thread(new_request)
+            body = IssueRequest(
+                token=asked.join_token.strip(), request=request.decode(), availability=availability
+            )
+            self._joining = True
+            try:
+                remote, root, issued = await introduce(remotes, token, body)
+                state = NodeState(
+                    node_id=issued.node_id,
+                    cluster_id=issued.cluster_id,
+                    address=join_address(host, advertised_port),
+                    listen=join_address(*listen),
+                    data_address=data_address,
+                    managers=(ManagerAddress(node_id="", address=remote),),
+                )
+                credentials = Credentials(
+                    root=root, certificate=issued.certificate.encode(), key=key
+                )
+                await self._enter(state, credentials)
+            finally:
+                self._joining = False
+
+    async def _enter(self, state: NodeState, credentials: Credentials) -> None:
+        files = self._around.files
+        member = Member(self._around, state, credentials)
+        try:
+            await asyncio.to_thread(files.wipe)
+            await asyncio.to_thread(files.save_credentials, credentials)
+            if member.trust.role == MANAGER:
+                await member.listen()
+                await member.join_raft()
+            else:
+                await asyncio.to_thread(files.save_state, state)
+        except BaseException:
+            await _abandon(member)
+            await member.close()
+            await self._take_back()
+            raise
+        self._run(member)
+        try:
+            async with asyncio.timeout(WELCOME_S):
+                await self._while_running(member.welcomed.wait())
+        except TimeoutError as error:
+            raise Unavailable(
+                "Timeout was reached before node joined. The attempt to join the swarm will "
+                'continue in the background. Use the "docker info" command to see the current '
+                "swarm status of your node."
+            ) from error
+        log.info("joined a cluster", extra={"cluster": state.cluster_id, "node": state.node_id})
+
+    async def _while_running(self, doing: Awaitable[object]) -> None:
+        """Wait for `doing`; raises what ends the membership, should that come first."""
+        running = self._running
+        assert running is not None
+        waiting = asyncio.get_running_loop().create_task(_await(doing))
+        try:
+            await asyncio.wait([waiting, running], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise Unavailable(self.error or "the membership ended before it began")
+            await waiting
+        finally:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+    # Leave
+
+    async def leave(self, force: bool) -> None:
+        """Be in no cluster any more: its containers and networks on this machine go as well.
+
+        Raises Unavailable for a manager without `force`, saying what would be lost.
+        """
+        async with self._alone(member=True):
+            member = self._member
+            manager = member.manager if member else None
+            if member is not None and manager is not None:
+                others = [
+                    one for one in manager.raft.status.members if one.node_id != self.node_id
+                ]
+                if not force:
+                    raise Unavailable(_warning(len(others)))
+                if others:
+                    await self._leave_raft(member)
+            await self.close()
+            await self._take_back()
+            await self._forget()
+            log.info("left the cluster")
+
+    async def _leave_raft(self, member: Member) -> None:
+        """Ask to be taken out; a cluster that cannot is left all the same, that is `force`."""
+        manager = member.manager
+        assert manager is not None
+        try:
+            if manager.is_leader:
+                await manager.raft.transfer()
+            await manager.wait_leader(WELCOME_S / 4)
+            await member.trust.client.call(manager.leader_address, "POST", "/raft/leave")
+        except ShoalError as error:
+            log.warning("left without the other managers' consent", extra={"reason": str(error)})
+
+    async def _take_back(self) -> None:
+        """Be as if there never had been a cluster here."""
+        await self.close()
+        if self._member is not None:
+            await self._member.close()
+        self._member = None
+        self.error = ""
+        await asyncio.to_thread(self._around.files.wipe)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, *, member: bool = False) -> AsyncIterator[None]:
+        """One of these at a time, from the right state."""
+        if self._busy.locked():
+            raise Conflict("another swarm command is under way on this node; wait for it")
+        async with self._busy:
+            inside = self._member is not None or bool(self.error)
+            if member and not inside:
+                raise Unavailable("This node is not part of a swarm")
+            if inside and not member:
+                raise Unavailable(
+                    'This node is already part of a swarm. Use "docker swarm leave" to leave this '
+                    "swarm and join another one."
+                )
+            yield
+
+
+async def _await(doing: Awaitable[object]) -> None:
+    await doing
+
+
+def _check_init(asked: InitRequest) -> None:
+    """Raises NotImplementedHere or Invalid for what cannot be had."""
+    if asked.force_new_cluster:
+        raise NotImplementedHere(
+            "force-new-cluster is not supported by this version of Shoal; "
+            "bring back more than half of the managers instead"
+        )
+    if asked.auto_lock_managers or asked.spec.encryption_config.auto_lock_managers:
+        raise NotImplementedHere("autolock is not supported by this version of Shoal")
+    _availability(asked.availability)
+    if asked.data_path_port and not 1024 <= asked.data_path_port <= 49151:
+        raise Invalid(f"data path port {asked.data_path_port} is not between 1024 and 49151")
+    check_pools(asked.default_addr_pool, asked.subnet_size or 24)
+
+
+def _availability(text: str) -> Availability:
+    try:
+        return Availability(text or "active")
+    except ValueError as error:
+        raise Invalid(f"availability {text!r} is not active, pause or drain") from error
+
+
+def _data_address(given: str, host: str, interfaces: list[Interface]) -> str:
+    if not given:
+        return host
+    return advertised(given, 1, interfaces, "data path address")[0]
+
+
+def _remotes(given: tuple[str, ...], default_port: int) -> list[str]:
+    if not given:
+        raise Invalid("the address of a manager is missing: shoal swarm join --token T HOST:PORT")
+    return [join_address(*split_port(one, default_port, "remote address")) for one in given]
+
+
+async def _abandon(member: Member) -> None:
+    """Let the managers forget a node that did not come."""
+    with contextlib.suppress(ShoalError):
+        await member.trust.ask(object, "/ca/abandon", {})
+
+
+def _warning(others: int) -> str:
+    start = (
+        "You are attempting to leave the swarm on a node that is participating as a manager. "
+    )
+    if not others:
+        return start + (
+            "Removing the last manager erases all current state of the swarm. "
+            "Use `--force` to ignore this message."
+        )
+    return start + (
+        "The only way to keep the cluster healthy is to demote it first: "
+        f"`shoal node demote`; {others} managers remain. Use `--force` to leave at once."
+    )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
