@@ -66,11 +66,15 @@ class Cluster:
         names = ", ".join(machine.name for machine in self.machines) or "none; run `up` first"
         raise LabError(f"no machine {name!r}; there are: {names}")
 
-    def boot(self, machines: int = 3, managers: int | None = None) -> None:
-        """Switch and machines with their daemons, in no cluster yet. Safe to repeat."""
+    def prepare(self, machines: int = 3, managers: int | None = None) -> None:
+        """The switch, and machines that are off. Safe to repeat."""
         check_tools()
         self._describe(machines, managers if managers is not None else machines)
         self.switch.up()
+
+    def boot(self, machines: int = 3, managers: int | None = None) -> None:
+        """Switch and machines with their daemons, in no cluster yet. Safe to repeat."""
+        self.prepare(machines, managers)
         self.each(lambda machine: machine.start_daemon())
 
     def up(self, machines: int = 3, managers: int | None = None, deadline_s: float = 60) -> None:
