@@ -167,6 +167,12 @@ class FileDisk:
         if entries and entries[0].index != meta.index + 1:
             what = f"it goes on at entry {entries[0].index} after the snapshot of {meta.index}"
             raise LogDamaged(path, 0, what)
+        last = (
+            (replay.entries[-1].index, replay.entries[-1].term) if replay.entries else replay.floor
+        )
+        if last[0] and not entries and last != (meta.index, meta.term):
+            # A crash came between `install`'s two steps: finish it, for what follows must fit.
+            self._segments.append([snapshot_record(meta.index, meta.term)])
         return Stored(replay.hard_state, tuple(entries), snapshot)
 
     def _write(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:

@@ -82,6 +82,8 @@ class Progress:
             return True
         if self.mode is Mode.SNAPSHOT or self.next - 1 != index:
             return False
+        if index <= self.match:
+            return False  # it lost what it had acknowledged; asking faster does not help
         self.next = max(min(index, hint + 1), self.match + 1)
         self._waiting = False
         return True

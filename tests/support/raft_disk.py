@@ -64,6 +64,8 @@ class FakeDisk:
         self._crashed = False
 
     async def load(self) -> Stored:
+        if self.platter.snapshots:
+            self.platter.drop_before(self.platter.snapshots[-1].meta)
         return self.platter.stored()
 
     async def write(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:

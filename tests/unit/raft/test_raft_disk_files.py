@@ -339,11 +339,15 @@ async def test_another_members_log_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_crash_between_snapshot_and_log_is_survived(tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", [6, 9, 15])
+async def test_a_crash_between_snapshot_and_log_is_survived(tmp_path: Path, index: int) -> None:
     """A received snapshot is on disk, but the log does not know yet that it was replaced."""
+    received = snapshot(index, term=3)
+    after = entries(index + 1, index + 2, term=3)
     async with opened(tmp_path) as (disk, _):
         await disk.write(HardState(1, "m1", 0), entries(1, 9))
-        await disk.save_snapshot(snapshot(6, term=3), prune=False)
-    stored = await reopened(tmp_path)
-    assert stored.snapshot == snapshot(6, term=3)
-    assert stored.entries == ()
+        await disk.save_snapshot(received, prune=False)
+    async with opened(tmp_path) as (disk, stored):
+        assert stored == Stored(HardState(1, "m1", 0), (), received)
+        await disk.write(None, after)
+    assert (await reopened(tmp_path)).entries == tuple(after)
