@@ -228,6 +228,7 @@ class World:
         first = self.start("m1")
         for number in range(2, count + 1):
             await self.add(f"m{number}")
+        await self.await_leader()
         return first
 
     async def add(self, member_id: str) -> None:
