@@ -6,6 +6,7 @@ does the waiting, so a loop is tested by calling it.
 
 import asyncio
 import datetime as dt
+import functools
 from typing import Protocol
 
 from common.clock import Clock
@@ -14,7 +15,7 @@ from manager.store.store import Event, Resync, Store, Tx, View, Watcher
 QUIET_S = 0.005  # how long commits must pause before we look
 PATIENCE_S = 0.1  # how long we let them keep us waiting
 RECHECK_S = 10.0  # wall clocks jump: look at them at least this often while waiting for a moment
-PAUSE_S = 0.02  # between two passes of a loop whose moment has come but which has nothing to do
+PAUSE_S = 0.001  # after a pass that wrote nothing, if the loop wants another all the same
 
 
 class Loop(Protocol):
@@ -45,16 +46,21 @@ async def run(loop: Loop, store: Store, clock: Clock) -> None:
     with store.watch() as watcher:
         loop.restore(store.view())  # after watch: an event may repeat, none is missed
         while True:
-            if loop.dirty or _due(loop, clock):
-                await store.update(lambda tx: loop.reconcile(tx, clock.now()))
-                await asyncio.sleep(0 if loop.dirty or not _due(loop, clock) else PAUSE_S)
+            if _wanted(loop, clock):
+                wrote = await store.update(functools.partial(_reconcile, loop, clock))
+                await asyncio.sleep(0 if wrote or not _wanted(loop, clock) else PAUSE_S)
             else:
                 await _wait(watcher, loop, clock)
             _observe(loop, store, watcher)
 
 
-def _due(loop: Loop, clock: Clock) -> bool:
-    return loop.wake_at is not None and loop.wake_at <= clock.now()
+def _reconcile(loop: Loop, clock: Clock, tx: Tx) -> bool:
+    loop.reconcile(tx, clock.now())
+    return bool(tx.changes)
+
+
+def _wanted(loop: Loop, clock: Clock) -> bool:
+    return loop.dirty or (loop.wake_at is not None and loop.wake_at <= clock.now())
 
 
 def _observe(loop: Loop, store: Store, watcher: Watcher) -> None:

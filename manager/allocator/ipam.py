@@ -62,12 +62,12 @@ class SubnetPool:
 
     def conflict(self, subnet: IPv4) -> str:
         """What `subnet` overlaps with, in words; "" if it is free."""
-        blocker = self._blocker(subnet, ())
-        if blocker is None:
-            return ""
-        if blocker in self._used:
-            return f"{blocker} of network {self._used[blocker]}"
-        return f"{blocker}, which the cluster itself uses"
+        for range in self._reserved:
+            if subnet.overlaps(range):
+                return f"{range}, which the cluster itself uses"
+        # The lowest one, so that every leader words it alike.
+        found = min((used for used in self._used if subnet.overlaps(used)), default=None)
+        return "" if found is None else f"{found} of network {self._used[found]}"
 
     def claim(self, subnet: IPv4, owner: str) -> None:
         self._used[subnet] = owner

@@ -1,9 +1,10 @@
 """Drives control loops by hand, without timers: what is left when nothing is dirty any more?"""
 
 import datetime as dt
+import functools
 
 from manager.control import Loop
-from manager.store.store import Store
+from manager.store.store import Store, Tx
 from tests.support.memory_proposer import LoopClock
 
 ROUNDS_MAX = 200
@@ -31,12 +32,15 @@ class Loops:
             if not events and not dirty:
                 return
             for loop in dirty:
-                await self._store.update(lambda tx, loop=loop: loop.reconcile(tx, self.now))
+                await self._store.update(functools.partial(self._reconcile, loop))
         raise AssertionError(f"not settled after {ROUNDS_MAX} rounds: {dirty}")
 
     @property
     def now(self) -> dt.datetime:
         return self._clock.now()
+
+    def _reconcile(self, loop: Loop, tx: Tx) -> None:
+        loop.reconcile(tx, self.now)
 
     def _due(self, loop: Loop) -> bool:
         return loop.wake_at is not None and loop.wake_at <= self._clock.now()

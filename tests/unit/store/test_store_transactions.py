@@ -17,9 +17,9 @@ from tests.support import build
 from tests.support.memory_proposer import LoopClock, MemoryProposer, memory_store
 
 
-def leading(**options: float) -> tuple[Store, MemoryProposer]:
+def leading(delay_s: float = 0) -> tuple[Store, MemoryProposer]:
     store = Store(LoopClock())
-    proposer = MemoryProposer(store, **options)
+    proposer = MemoryProposer(store, delay_s=delay_s)
     store.lead(proposer)
     return store, proposer
 

@@ -1,0 +1,183 @@
+"""The stream of events, snapshots, and that every manager holds the same."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from common.model.node import Node
+from common.model.service import Service
+from common.model.task import Task
+from manager.store.change import BadEntry
+from manager.store.store import Resync, Store
+from manager.store.trie import Trie
+from tests.support import build
+from tests.support.memory_proposer import LoopClock, MemoryProposer, memory_store
+
+
+def shape(events: list[object]) -> list[tuple[str, str]]:
+    return [(event.action, event.object.id) for event in events]  # type: ignore[attr-defined]
+
+
+async def test_a_watcher_gets_each_change_with_the_old_object() -> None:
+    """RAF 200."""
+    store = memory_store()
+    with store.watch() as watcher:
+        await store.update(lambda tx: tx.put(build.node("a")))
+        await store.update(lambda tx: tx.put(build.node("a", index=3)))
+        await store.update(lambda tx: tx.delete(Node, "a"))
+        created, updated, removed = await watcher.next()
+    assert (created.action, created.old) == ("create", None)
+    assert (updated.action, updated.old) == ("update", created.object)
+    assert removed.action == "remove"
+    assert removed.object == updated.object
+
+
+async def test_next_waits_for_a_commit() -> None:
+    store = memory_store()
+    with store.watch() as watcher:
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(watcher.next())
+            await asyncio.sleep(100)
+            assert not waiting.done()
+            await store.update(lambda tx: tx.put(build.node("a")))
+        assert shape(list(waiting.result())) == [("create", "a")]
+
+
+async def test_watching_from_a_version_replays_what_followed_or_says_it_cannot() -> None:
+    """RAF 199."""
+    store = Store(LoopClock(), commits_max=3)
+    store.lead(MemoryProposer(store))
+    for number in range(1, 6):
+        await store.update(lambda tx, n=number: tx.put(build.node(f"n{n}")))
+    with store.watch(since=3) as watcher:
+        assert shape(list(watcher.take())) == [("create", "n4"), ("create", "n5")]
+    with store.watch(since=2) as watcher:
+        assert len(watcher.take()) == 3
+    with store.watch(since=1) as watcher:
+        with pytest.raises(Resync):
+            await watcher.next()
+        await store.update(lambda tx: tx.put(build.node("later")))
+        assert shape(list(await watcher.next())) == [("create", "later")]
+    with store.watch(since=store.version) as watcher:
+        assert watcher.take() == []
+
+
+@pytest.mark.parametrize("bound", ["commits", "events"])
+async def test_a_slow_watcher_is_told_and_others_are_not_disturbed(bound: str) -> None:
+    """RAF 201."""
+    store = Store(LoopClock(), commits_max=2 if bound == "commits" else 99, events_max=5)
+    store.lead(MemoryProposer(store))
+    with store.watch() as slow, store.watch() as quick:
+        for number in range(6):
+            await store.update(
+                lambda tx, n=number: [tx.put(build.node(f"n{n}-{i}")) for i in range(2)]
+            )
+            assert len(quick.take()) == 2
+        with pytest.raises(Resync):
+            slow.take()
+        assert slow.take() == []
+
+
+async def test_view_and_watch_leave_no_gap() -> None:
+    store = memory_store()
+    await store.update(lambda tx: tx.put(build.node("a")))
+    view, watcher = store.view_and_watch()
+    with watcher:
+        await store.update(lambda tx: tx.put(build.node("b")))
+        assert [node.id for node in view.find(Node)] == ["a"]
+        assert shape(list(watcher.take())) == [("create", "b")]
+
+
+async def test_restoring_emits_exactly_the_difference() -> None:
+    """RAF 198."""
+    source, target = memory_store(), memory_store()
+    for store in (source, target):
+        await store.update(lambda tx: [tx.put(build.node(name)) for name in "abc"])
+    await source.update(lambda tx: tx.put(build.node("b", index=9)))
+    await source.update(lambda tx: tx.delete(Node, "c"))
+    await source.update(lambda tx: tx.put(build.service("web")))
+    with target.watch() as watcher:
+        target.restore(10, source.snapshot())
+        expected = [("remove", "c"), ("update", "b"), ("create", "service-web")]
+        assert sorted(shape(list(watcher.take()))) == sorted(expected)
+        target.restore(11, source.snapshot())
+        assert watcher.take() == []
+    assert target.digest() == source.digest()
+    assert target.view().find(Service, name="web")
+    assert target.version == 11
+
+
+async def test_followers_hold_the_same_as_the_leader() -> None:
+    """RAF 180, 188: by the log, or by a snapshot and the rest of the log."""
+    leader, follower, late = (Store(LoopClock()) for _ in range(3))
+    proposer = MemoryProposer(leader, (follower,), delay_s=0.1)
+    leader.lead(proposer)
+    web = build.service("web")
+    await leader.update(lambda tx: tx.put(web))
+
+    async def churn(number: int) -> None:
+        for slot in range(20):
+            task = build.task(web, slot=slot, id=f"t{number}-{slot}")
+            await leader.update(lambda tx, task=task: tx.put(task))
+            if slot == 10 and number == 0:
+                late.restore(leader.version, leader.snapshot())
+            if slot % 3 == 0:
+                await leader.update(lambda tx, task=task: tx.delete(Task, task.id))
+            found = leader.view().get(Service, web.id)
+            assert found is not None
+            spec = replace(found.spec, labels={"n": str(slot)})
+            await leader.update(
+                lambda tx, found=found, spec=spec: tx.put(replace(found, spec=spec))
+            )
+
+    await asyncio.gather(*(churn(number) for number in range(5)))
+    for index, data in proposer.entries:
+        if index > late.version:
+            late.apply(index, data)
+    assert leader.digest() == follower.digest() == late.digest()
+    assert len(leader.view().find(Task)) == 5 * 13
+
+
+async def test_damage_is_named() -> None:
+    store = memory_store()
+    with pytest.raises(BadEntry, match="cannot be read"):
+        store.apply(1, b"\x91\x93\x01\xa5thing\x80")
+    with pytest.raises(BadEntry, match="cannot be read"):
+        store.restore(1, b"\x00")
+    with pytest.raises(BadEntry, match="unknown action 7"):
+        store.apply(1, b"\x91\x93\x07\xa4node\x80")
+    store.apply(1, b"\x90")
+    with pytest.raises(ValueError, match="entry 1 after entry 1"):
+        store.apply(1, b"\x90")
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 300)), max_size=600))
+def test_a_trie_is_a_dict_that_does_not_change(steps: list[tuple[bool, int]]) -> None:
+    trie, expected = Trie[int, int](), dict[int, int]()
+    history = []
+    for number, (put, key) in enumerate(steps):
+        trie = trie.put(key, number) if put else trie.without(key)
+        expected = expected | {key: number} if put else expected.copy()
+        if not put:
+            expected.pop(key, None)
+        if number % 50 == 0:
+            history.append((trie, expected))
+        assert len(trie) == len(expected)
+    for then, known in [*history, (trie, expected)]:
+        assert dict(then.items()) == known
+        assert sorted(then.values()) == sorted(known.values())
+        assert all(then.get(key) == value for key, value in known.items())
+        assert then.get(-1) is None
+
+
+def test_a_trie_holds_keys_whose_hashes_are_alike() -> None:
+    keys = [number << 61 for number in range(100)]  # hash() is the number modulo 2**61 - 1
+    same = [(2**61 - 1) * number for number in range(100)]
+    trie = Trie[int, int]()
+    for key in keys + same:
+        trie = trie.put(key, key)
+    assert all(trie.get(key) == key for key in keys + same)
+    assert len(trie) == len(set(keys + same))
