@@ -134,17 +134,19 @@ def new_netns() -> int:
 class EngineNode:
     """An engine on folders of its own; `restart` is what a new daemon would do."""
 
-    def __init__(self, base: Path, seed: int = 1) -> None:
+    def __init__(self, base: Path, seed: int = 1, group: str = "") -> None:
+        """`group` names the cgroup parent, for several processes on the same folders."""
         self.images, self.networks = FakeImages(), FakeNetworks()
         self.config = DaemonConfig(
             state_dir=base / "state",
             run_dir=base / "run",
-            cgroup_parent=f"shoal-test-{os.getpid()}",
+            cgroup_parent=group or f"shoal-test-{os.getpid()}",
             stop_grace_s=5.0,
         )
-        root = busybox_root(base / "image")
-        top = base / "image-top"
-        top.mkdir()
+        root, top = base / "image", base / "image-top"
+        if not root.exists():
+            busybox_root(root)
+            top.mkdir()
         self.images.add(
             "busybox",
             (top, root),

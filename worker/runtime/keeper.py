@@ -38,6 +38,7 @@ SOCKET = "keeper.sock"
 _LONELY_S = 20.0  # how long to wait for a daemon that is gone, when nothing runs
 _WAITING_MESSAGES = 4096
 _REAP_RETRY_S = 0.02
+_LIST_RETRY_S = 0.01
 
 
 class Refusal(Exception):
@@ -55,7 +56,8 @@ class Process:
         self.pid = pid
         self.pidfd = pidfd
         self.report = report
-        self.number = 0  # of the request that waits for the start; 0: answered
+        self.number = 0  # of the request that waits for the start …
+        self.session = 0  # … and the daemon's connection that it came by
         self.failure: launch.Failure | None = None
         self.attempts = 0  # to learn the exit code of an adopted process
         self.mine = True  # False: adopted, so another process reaps it
@@ -85,6 +87,7 @@ class Keeper:
         self._waiting_viewers: dict[str, relay.Relay] = {}  # attached before the start
         self._daemon: socket.socket | None = None
         self._outbox: list[dict[str, Any]] = []
+        self._session = 0  # counts connections: an answer goes only to who asked
         self._left = False  # the daemon said goodbye
         self._boot_id = record.boot_id()
         self._parents: set[str] = set()  # cgroups above those of containers
@@ -111,6 +114,7 @@ class Keeper:
             return
         self._drop_daemon()
         self._daemon, self._left = wire.enlarge(connection), False
+        self._session += 1
         self._reactor.watch(connection.fileno(), READ, self._on_daemon)
 
     def _drop_daemon(self) -> None:
@@ -215,12 +219,25 @@ class Keeper:
         self._left = True
         return {}
 
-    def op_list(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """One `container` event for each that runs or whose end was not told, then the reply."""
+    def op_list(self, request: dict[str, Any], fds: list[int]) -> None:
+        """One `container` event for each that runs or whose end was not told, then the reply.
+
+        What another daemon began is waited for: it may yet fail.
+        """
+        self._list(request["n"], self._session)
+
+    def _list(self, number: int, session: int, attempts: int = 500) -> None:
+        if session != self._session:
+            return
+        processes = [c.process for c in self._containers.values() if c.process is not None]
+        if attempts and any(p.report >= 0 or p.failure is not None for p in processes):
+            again = attempts - 1
+            self._reactor.later(_LIST_RETRY_S, lambda: self._list(number, session, again))
+            return
         for container in self._containers.values():
             if container.record is not None:
                 self._send(self._describe("container", container))
-        return {}
+        self._send({"n": number, "ok": {}})
 
     def op_start(self, request: dict[str, Any], fds: list[int]) -> None:
         """`container`. Reply: pid, started_ns, once the process has executed."""
@@ -264,7 +281,7 @@ class Keeper:
         finally:
             ends.close()
         process = Process(pid, pidfd, report)
-        process.number = number
+        process.number, process.session = number, self._session
         container.process = process
         self._watch(process, lambda _: self._started(container), lambda _: self._ended(container))
         container.record = record.Record(pid, record.start_time(pid), self._boot_id, time.time_ns())
@@ -337,7 +354,7 @@ class Keeper:
         finally:
             ends.close()
         name, process = request["exec"], Process(pid, pidfd, report)
-        process.number = request["n"]
+        process.number, process.session = request["n"], self._session
         container.execs[name] = process
         self._watch(
             process,
@@ -416,7 +433,7 @@ class Keeper:
         """The report pipe has closed: the process has executed, or said why not."""
         process = container.process
         assert process is not None
-        if self._has_started(process):
+        if self._has_started(process) and process.session == self._session:
             self._send({"n": process.number, "ok": self._describe("started", container)})
 
     def _has_started(self, process: Process) -> bool:
@@ -444,9 +461,7 @@ class Keeper:
         oom = self._oom_kills(container) > 0
         self._leave_cgroup(container)
         if process.failure is not None:
-            record.forget(container.folder)
-            del self._containers[container.id]
-            self._fail(process.number, process.failure.message, process.failure.code)
+            self._start_failed(container, process.failure, process)
             return
         assert container.record is not None
         container.record = container.record._replace(
@@ -455,6 +470,19 @@ class Keeper:
         with contextlib.suppress(OSError):  # a full disk: the daemon is told nevertheless
             record.save(container.folder, container.record)
         self._send(self._describe("exit", container))
+
+    def _start_failed(
+        self, container: Container, failure: launch.Failure, process: Process
+    ) -> None:
+        record.forget(container.folder)
+        del self._containers[container.id]
+        if process.session == self._session:
+            self._fail(process.number, failure.message, failure.code)
+        elif container.record is not None:  # another daemon was told that it runs
+            container.record = container.record._replace(
+                finished_ns=time.time_ns(), exit_code=failure.code
+            )
+            self._send(self._describe("exit", container))
 
     def _reap(self, process: Process, kept: record.Record | None = None) -> int | None:
         """The exit code as a shell gives it; None if it is not to be known (yet)."""
@@ -487,7 +515,7 @@ class Keeper:
 
     def _exec_started(self, container: Container, name: str) -> None:
         process = container.execs[name]
-        if self._has_started(process):
+        if self._has_started(process) and process.session == self._session:
             self._send({"n": process.number, "ok": {"pid": process.pid}})
 
     def _exec_ended(self, container: Container, name: str) -> None:
@@ -500,7 +528,8 @@ class Keeper:
         self._close(process)
         del container.execs[name]
         if process.failure is not None:
-            self._fail(process.number, process.failure.message, process.failure.code)
+            if process.session == self._session:
+                self._fail(process.number, process.failure.message, process.failure.code)
             return
         self._send({"event": "exec", "container": container.id, "exec": name, "code": code})
 
