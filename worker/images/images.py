@@ -91,7 +91,7 @@ class Images:
         """
         reference, wanted = parse(ref), manifests.platform(platform)
         report = progress or _nothing
-        with self._store.busy():
+        async with self._bringing():
             pulled = await self._puller.pull(
                 self._repository(reference, auth), reference, wanted, report
             )
@@ -99,13 +99,13 @@ class Images:
             named = [by_digest] if reference.digest else [reference, by_digest]
             before = self._store.index.tags.get(reference.key)
             await self._add(pulled.record, named)
-        await self._tidy()
+            pulled_image = self._image(self._store.index.images[pulled.record.id])
         report({"status": f"Digest: {pulled.digest}"})
         same = not pulled.new and (before == pulled.record.id or bool(reference.digest))
         word = "Image is up to date" if same else "Downloaded newer image"
         report({"status": f"Status: {word} for {reference.familiar}"})
         self._tell("pull", reference.familiar, {"name": reference.familiar_repository})
-        return self.get(pulled.record.id)
+        return pulled_image
 
     async def resolve(self, ref: str, auth: RegistryAuth | None = None) -> tuple[str, Rows]:
         """What the registry has now: the digest, and the platforms as the API shows them.
@@ -131,15 +131,19 @@ class Images:
 
         Raises Invalid, Unavailable.
         """
-        loaded: list[str] = []
-        with self._store.busy(), self._temporary(2) as (path, expanded):
+        async with self._bringing():
+            return await self._load(stream, progress or _nothing)
+
+    async def _load(self, stream: AsyncIterator[bytes], report: Report) -> Names:
+        loaded: Names = []
+        with self._temporary(2) as (path, expanded):
             await self._receive(stream, path)
-            plain = await asyncio.to_thread(archives.expand, path, expanded)
+            with full_disk(self._store.folder):
+                plain = await asyncio.to_thread(archives.expand, path, expanded)
             archive = await asyncio.to_thread(archives.Archive, plain, manifests.platform())
             with archive:
                 for found in await asyncio.to_thread(archive.images):
-                    loaded += await self._load_one(archive, found, progress or _nothing)
-        await self._tidy()
+                    loaded += await self._load_one(archive, found, report)
         return loaded
 
     async def import_image(
@@ -153,13 +157,13 @@ class Images:
         """Make an image of a root file system's tar: its id. Raises Invalid, Unavailable."""
         named = [with_tag(repository, tag)] if repository else []
         settings = apply(changes)
-        with self._store.busy(), self._temporary(1) as (path,):
-            await self._receive(stream, path)
-            layer = await self._layer_of(path, "")
+        async with self._bringing():
+            with self._temporary(1) as (path,):
+                await self._receive(stream, path)
+                layer = await self._layer_of(path, "")
             raw = _configuration(layer.diff_id, settings, message)
             record = await self._record(raw, [layer])
             await self._add(record, named)
-        await self._tidy()
         self._tell("import", record.id, {})
         return record.id
 
@@ -178,14 +182,14 @@ class Images:
                     yield chunk
             except FileNotFoundError as error:
                 raise NotFound(f"a blob is missing: {error.filename}; pull it again") from error
-            finally:
-                await asyncio.to_thread(chunks.close)  # type: ignore[attr-defined]
 
     async def tag(self, ref: str, repo: str, tag: str = "") -> None:
         """Give an image one more name. Raises NotFound, Invalid."""
         name = with_tag(repo, tag)
-        record = names.find(self._store.index, ref).record
-        await self._add(record, [name])
+        async with self._writing:
+            record = names.find(self._store.index, ref).record
+            index = names.added(self._store.index, record, [name])
+            await asyncio.to_thread(self._store.save, index)
         self._tell("tag", record.id, {"name": name.familiar})
 
     async def remove(self, ref: str, force: bool, in_use: Callable[[str], Sequence[str]]) -> Rows:
@@ -295,8 +299,17 @@ class Images:
             for path in paths:
                 path.unlink(missing_ok=True)
 
+    @contextlib.asynccontextmanager
+    async def _bringing(self) -> AsyncIterator[None]:
+        """While an image comes in; what a failure leaves of it is garbage afterwards."""
+        try:
+            with self._store.busy():
+                yield
+        finally:
+            await self._tidy()
+
     async def _tidy(self) -> None:
-        await asyncio.to_thread(self._store.collect)
+        self._store.collect()  # not in a thread: nobody may begin to use what it throws away
         await asyncio.to_thread(self._store.empty_trash)
 
     def _repository(self, reference: Reference, auth: RegistryAuth | None) -> Repository:

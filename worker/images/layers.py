@@ -4,7 +4,9 @@ import asyncio
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common.errors import Invalid, Unavailable
 from worker.images.flights import Flights, Report
@@ -77,7 +79,7 @@ class Layers:
         if size > _THREAD_LIMIT:
             return await self._run_program(blob, files, limit)
         with full_disk(self._store.folder):
-            return await asyncio.to_thread(unpack, blob, files, limit)
+            return await _to_the_end(unpack, blob, files, limit)
 
     async def _run_program(self, blob: Path, files: Path, limit: int) -> Unpacked:
         argv = [sys.executable, "-m", "worker.images.unpack", str(blob), str(files), str(limit)]
@@ -108,6 +110,16 @@ class Layers:
             if code == 4 and number.isdigit():
                 raise OSError(int(number), text)
         raise Unavailable(f"a layer could not be unpacked: {last}")
+
+
+async def _to_the_end(work: Callable[[Path, Path, int], Unpacked], *arguments: Any) -> Unpacked:
+    """In a thread, which cannot be cancelled: its folder is only removed when it has ended."""
+    running = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise
 
 
 def _fresh(files: Path) -> None:
