@@ -39,6 +39,7 @@ _LONELY_S = 20.0  # how long to wait for a daemon that is gone, when nothing run
 _WAITING_MESSAGES = 4096
 _REAP_RETRY_S = 0.02
 _LIST_RETRY_S = 0.01
+_ENDS_TO_COLLECT = 32
 
 
 class Refusal(Exception):
@@ -89,6 +90,7 @@ class Keeper:
         self._outbox: list[dict[str, Any]] = []
         self._session = 0  # counts connections: an answer goes only to who asked
         self._left = False  # the daemon said goodbye
+        self._ends = 0  # of processes
         self._boot_id = record.boot_id()
         self._parents: set[str] = set()  # cgroups above those of containers
         self._grown: set[str] = set()  # logs with news in this turn
@@ -512,6 +514,9 @@ class Keeper:
     def _close(self, process: Process) -> None:
         self._reactor.forget(process.pidfd)
         os.close(process.pidfd)
+        self._ends += 1
+        if self._ends % _ENDS_TO_COLLECT == 0:
+            gc.collect()  # the automatic one is off: it would copy pages in every child
 
     def _exec_started(self, container: Container, name: str) -> None:
         process = container.execs[name]
