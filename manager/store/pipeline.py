@@ -18,7 +18,7 @@ from manager.store.change import Change, apply_change, encode_change, encode_ent
 from manager.store.tables import Tables
 
 ENTRY_BYTES_MAX = 1_500_000  # beyond this a batch takes no more transactions
-TRANSACTION_BYTES_MAX = 16_000_000
+TRANSACTION_BYTES_MAX = 7_000_000  # one entry; the log takes no larger ones
 IN_FLIGHT_MAX = 4
 WAITING_BYTES_MAX = 64_000_000
 
@@ -132,6 +132,9 @@ class Pipeline:
             task.add_done_callback(self._tasks.discard)
 
     async def _propose(self, batch: _Batch) -> None:
+        if self.stopped:  # an entry before this one was refused: it must not get in without that
+            self._fail(batch, self.not_leader())
+            return
         try:
             await self._proposer.propose(encode_entry(batch.changes))
         except asyncio.CancelledError:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from common.errors import Conflict, Invalid, NotLeader, ProposalUncertain
+from common.errors import Conflict, Invalid, NotLeader, ProposalUncertain, Unavailable
 from common.model.base import Version
 from common.model.node import Node
 from common.model.service import Service
@@ -320,3 +320,26 @@ async def test_a_transaction_that_is_too_big_is_refused(monkeypatch: pytest.Monk
         await store.update(lambda tx: [tx.put(build.node(f"n{i}")) for i in range(10)])
     await store.update(lambda tx: tx.put(build.node("a")))
     assert len(store.view().find(Node)) == 1
+
+
+async def test_no_entry_gets_in_after_one_that_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second transaction was built upon the first."""
+    monkeypatch.setattr(pipeline, "ENTRY_BYTES_MAX", 1)
+
+    class Choosy:
+        calls = 0
+
+        async def propose(self, data: bytes) -> int:
+            self.calls += 1
+            if self.calls == 1:
+                raise Unavailable("the log is full")
+            return self.calls
+
+    store, choosy = Store(LoopClock()), Choosy()
+    store.lead(choosy)
+    outcomes = await asyncio.gather(
+        *(store.update(lambda tx, n=n: tx.put(build.node(n))) for n in "abc"),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [Unavailable, NotLeader, NotLeader]
+    assert choosy.calls == 1
