@@ -13,6 +13,7 @@ import contextlib
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,12 +24,13 @@ from common.errors import Conflict, Forbidden, Invalid, NotLeader, ShoalError, U
 from common.ids import Ids
 from common.model.cluster import Cluster
 from common.model.node import Node, Role
+from common.protocol import dispatcher as protocol
 from common.protocol.ca import RaftJoin, RaftJoined
 from common.streams import Stream
 from common.tls import Identity
 from manager import leader
 from manager.ca.authority import Authority, removed
-from manager.parts import MakeParts
+from manager.parts import MakeParts, Term
 from manager.raft.config import RaftConfig
 from manager.raft.disk import FileDisk
 from manager.raft.driver import Driver, bootstrap
@@ -103,11 +105,10 @@ class Manager:
         self.authority = Authority(self.store, clock, ids)
         self._parts = make_parts(self.store, self.raft, config, clock, ids, rng)
         self.api = self._parts.api
-        self.dispatcher = self._parts.dispatcher
         self._client = client
         self._clock = clock
         self._ids = ids
-        self._leading = False
+        self._term: Term | None = None
         self._news = asyncio.Event()  # replaced whenever leadership changes
 
     # Who leads
@@ -115,7 +116,14 @@ class Manager:
     @property
     def is_leader(self) -> bool:
         """Whether this manager leads and can write."""
-        return self._leading
+        return self._term is not None and self.raft.status.is_leader
+
+    @property
+    def dispatcher(self) -> Any:
+        """That of this term. Raises NotLeader."""
+        if self._term is None:
+            raise NotLeader("this manager does not lead", self.leader_address)
+        return self._term.dispatcher
 
     @property
     def leader_address(self) -> str:
@@ -127,14 +135,14 @@ class Manager:
         """Until somebody leads and can be asked. Raises Unavailable after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._leading and not self.leader_address:
+                while not self.is_leader and not self.leader_address:
                     await self._next_news()
         except TimeoutError as error:
             raise Unavailable(NO_LEADER) from error
 
     async def wait_other_leader(self, than: str) -> None:
         """Until the manager at address `than` is known not to lead."""
-        while than == (self.address if self._leading else self.leader_address):
+        while than == (self.address if self.is_leader else self.leader_address):
             await self._next_news()
 
     async def _next_news(self) -> None:
@@ -161,7 +169,7 @@ class Manager:
                 for task in around:
                     task.cancel()
         finally:
-            self._leading = False
+            self._term = None
             self._tell()
 
     async def stop(self) -> None:
@@ -216,19 +224,30 @@ class Manager:
     async def _lead_once(self, term: int) -> None:
         await self.raft.read_barrier()  # all that was ever acknowledged is applied here
         self.store.lead(Lead(self.raft, term))
-        self._leading = True
+        parts = self._term = self._parts.term()
         self._tell()
         log.info("leading", extra={"term": term})
         try:
             async with asyncio.TaskGroup() as group:
                 roles = RoleManager(self.store, self.raft, self._clock)
                 group.create_task(roles.run(), name="roles")
-                group.create_task(self.dispatcher.run(), name="dispatcher")
-                await leader.lead(self.store, self._parts.loops(), self._clock)
+                group.create_task(parts.dispatcher.run(), name="dispatcher")
+                await leader.lead(self.store, parts.loops, self._clock)
         finally:
-            self._leading = False
+            self._term = None
             self._tell()
             await self.store.close()
+
+    async def serve_agent(self, node_id: str, stream: Stream) -> None:
+        """Serve the agent of `node_id` while this manager leads, or tell it who does."""
+        if self._term is not None:
+            await self._term.dispatcher.serve(node_id, stream)
+            return
+        found = self.raft.status.leader
+        known = None
+        if found is not None and found.id != self.raft.member_id:
+            known = protocol.Manager(node_id=found.node_id, address=found.address)
+        await stream.send(protocol.encode(protocol.Redirect(leader=known)))
 
     # Membership, asked of the leader by the nodes themselves
 

@@ -4,25 +4,31 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from common.clock import Clock
 from common.config import DaemonConfig
 from common.ids import Ids
-from common.streams import Stream
+from manager.allocator.allocator import Allocator
+from manager.api.api import Api
+from manager.api.managers import managers_of
+from manager.ca.tokens import new_token
 from manager.control import Loop
+from manager.dispatcher.dispatcher import Dispatcher
+from manager.orchestrator.enforcer import Enforcer
+from manager.orchestrator.global_services import GlobalOrchestrator
+from manager.orchestrator.reaper import Reaper
+from manager.orchestrator.replicated import ReplicatedOrchestrator
 from manager.raft.driver import Driver
+from manager.scheduler.scheduler import Scheduler
 from manager.store.store import Store
 
 
-class Dispatcher(Protocol):
-    """Serves the agents of all nodes."""
+class Term(msgspec.Struct, frozen=True):
+    """What runs while this manager leads, made anew for each term."""
 
-    async def run(self) -> None:
-        """Until cancelled; while this manager leads."""
-        ...
-
-    async def serve(self, node_id: str, stream: Stream) -> None:
-        """One agent's session, until it ends; always."""
-        ...
+    dispatcher: Any
+    loops: Sequence[Any]
 
 
 class Parts(Protocol):
@@ -30,11 +36,43 @@ class Parts(Protocol):
 
     @property
     def api(self) -> Any: ...
-    @property
-    def dispatcher(self) -> Dispatcher: ...
-    def loops(self) -> Sequence[Loop]:
-        """New ones, for a new term."""
-        ...
+    def term(self) -> Term: ...
 
 
 MakeParts = Callable[[Store, Driver, DaemonConfig, Clock, Ids, random.Random], Parts]
+
+
+class ManagerParts:
+    """The real ones."""
+
+    def __init__(
+        self, store: Store, raft: Driver, clock: Clock, ids: Ids, rng: random.Random
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._rng = rng
+        self.api = Api(
+            store,
+            ids,
+            clock,
+            managers=lambda: managers_of(raft.status),
+            new_token=lambda root: new_token(root.encode(), rng),
+        )
+
+    def term(self) -> Term:
+        loops: list[Loop] = [
+            ReplicatedOrchestrator(self._ids),
+            GlobalOrchestrator(self._ids),
+            Enforcer(),
+            Reaper(),
+            Allocator(),
+            Scheduler(),
+        ]
+        return Term(Dispatcher(self._store, self._clock, self._rng), loops)
+
+
+def make_parts(
+    store: Store, raft: Driver, config: DaemonConfig, clock: Clock, ids: Ids, rng: random.Random
+) -> ManagerParts:
+    return ManagerParts(store, raft, clock, ids, rng)

@@ -50,6 +50,7 @@ class Listener:
         self._client = client
         self._api = api
         self._runner: web.AppRunner | None = None
+        self._streams: set[asyncio.Transport] = set()
         self.manager: Manager | None = None  # None: listening already, but not in Raft yet
 
     async def start(self, listening: socket.socket, context: ssl.SSLContext) -> None:
@@ -79,6 +80,8 @@ class Listener:
         """Close the socket and every connection. Safe to repeat."""
         runner, self._runner = self._runner, None
         if runner is not None:
+            for transport in list(self._streams):
+                transport.abort()  # a goodbye would be waited for, from peers that may be gone
             await runner.cleanup()
 
     # Who may ask
@@ -202,29 +205,32 @@ class Listener:
     async def _raft_stream(self, request: web.Request) -> web.StreamResponse:
         self._caller(request, MANAGER)
         manager = self._ready()
-        await _serve(request, manager.receive_raft)
-        return web.Response()
+        return await self._serve(request, manager.receive_raft)
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
         caller = self._caller(request, *ROLES)
         manager = self._ready()
-        await _serve(
-            request, lambda stream: manager.dispatcher.serve(caller.node_id, stream), SESSION_LIMIT
+        return await self._serve(
+            request, lambda stream: manager.serve_agent(caller.node_id, stream), SESSION_LIMIT
         )
+
+    async def _serve(
+        self,
+        request: web.Request,
+        serve: Callable[[rpc.WebSocketStream], Awaitable[None]],
+        limit: int = rpc.MESSAGE_LIMIT,
+    ) -> web.StreamResponse:
+        stream = await rpc.accept_stream(request, limit)
+        transport = request.transport
+        assert transport is not None
+        self._streams.add(transport)
+        try:
+            with contextlib.suppress(ConnectionError):
+                await serve(stream)
+        finally:
+            self._streams.discard(transport)
+            await stream.close()
         return web.Response()
-
-
-async def _serve(
-    request: web.Request,
-    serve: Callable[[rpc.WebSocketStream], Awaitable[None]],
-    limit: int = rpc.MESSAGE_LIMIT,
-) -> None:
-    stream = await rpc.accept_stream(request, limit)
-    try:
-        with contextlib.suppress(ConnectionError):
-            await serve(stream)
-    finally:
-        await stream.close()
 
 
 def _peer(request: web.Request) -> Identity | None:

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import click
 import msgspec
@@ -86,7 +87,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     with contextlib.suppress(ImportError):
         import uvloop
 
-        return uvloop.new_event_loop
+        return cast(Callable[[], asyncio.AbstractEventLoop], uvloop.new_event_loop)
     return None
 
 

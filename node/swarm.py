@@ -357,7 +357,8 @@ class Swarm:
             if manager.is_leader:
                 await manager.raft.transfer()
             await manager.wait_leader(WELCOME_S / 4)
-            await member.trust.client.call(manager.leader_address, "POST", "/raft/leave")
+            leader = manager.leader_address
+            await member.trust.client.call(leader, "POST", "/raft/leave", timeout_s=WELCOME_S)
         except ShoalError as error:
             log.warning("left without the other managers' consent", extra={"reason": str(error)})
 

@@ -181,7 +181,7 @@ async def test_a_manager_that_cannot_be_called_back_is_refused(tmp_path: Path) -
             await joiner.swarm.join(
                 JoinRequest(
                     listen_addr=joiner.address,
-                    advertise_addr="127.0.0.77:23771",
+                    advertise_addr="127.0.0.77:1",
                     remote_addrs=(manager.address,),
                     join_token=cluster(manager).root_ca.join_token_manager,
                 )
@@ -260,8 +260,9 @@ async def test_a_foreign_certificate_is_turned_away_by_the_manager_too(tmp_path:
 
 async def test_a_port_in_use_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     async with machines(tmp_path, 1) as (machine,):
-        other = await asyncio.start_server(_hang_up, machine.host, 23771)
-        with contextlib.closing(other), pytest.raises(Invalid, match="port 23771 is in use on"):
+        other = await asyncio.start_server(_hang_up, machine.host, machine.port)
+        in_use = f"port {machine.port} is in use on {machine.host};"
+        with contextlib.closing(other), pytest.raises(Invalid, match=in_use):
             await machine.init()
         assert machine.swarm.state == "inactive"
         assert not (machine.folder / "swarm").exists()

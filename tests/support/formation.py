@@ -4,6 +4,7 @@ the certificates and logs are real, the agent and the dispatcher know nothing bu
 import asyncio
 import contextlib
 import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from common.ids import Ids
 from common.model.node import Node, NodeDescription, NodeState, Role
 from common.protocol import dispatcher as protocol
 from common.streams import Stream, StreamClosed
+from manager.parts import Term
 from manager.raft.driver import Driver
 from manager.store.store import Store
 from node.identity import IdentityFiles
@@ -80,10 +82,10 @@ class FakeDispatcher:
 class FakeParts:
     def __init__(self, store: Store, raft: Driver) -> None:
         self.api = None
-        self.dispatcher = FakeDispatcher(store, raft)
+        self._make = lambda: FakeDispatcher(store, raft)
 
-    def loops(self) -> list[Any]:
-        return []
+    def term(self) -> Term:
+        return Term(self._make(), [])
 
 
 def make_parts(
@@ -140,9 +142,10 @@ def echo_app() -> web.Application:
 class Machine:
     """One daemon's membership, on an address of its own."""
 
-    def __init__(self, number: int, folder: Path, clock: Clock) -> None:
+    def __init__(self, number: int, port: int, folder: Path, clock: Clock) -> None:
         self.host = f"127.0.0.{number}"
-        self.address = f"{self.host}:23771"
+        self.port = port
+        self.address = f"{self.host}:{port}"
         self.folder = folder / f"machine{number}"
         self.forgotten = 0
         self.clock = clock
@@ -219,7 +222,10 @@ class Machine:
 
 @contextlib.asynccontextmanager
 async def machines(folder: Path, count: int) -> AsyncIterator[list[Machine]]:
-    made = [Machine(number, folder, SystemClock()) for number in range(2, 2 + count)]
+    with socket.socket() as probe:  # a port that nobody uses: test runs may go side by side
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made = [Machine(number, port, folder, SystemClock()) for number in range(2, 2 + count)]
     try:
         yield made
     finally:
