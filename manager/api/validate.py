@@ -191,7 +191,8 @@ def networks(wishes: Sequence[NetworkAttachmentConfig]) -> None:
                 f"network {wish.target}: driver options of an attachment are not supported"
             )
         for alias in wish.aliases:
-            name(f"network {wish.target}: alias", alias)
+            for label in alias.split("."):
+                name(f"network {wish.target}: alias {alias!r}:", label)
 
 
 def log_driver(driver: LogDriver | None) -> None:

@@ -1,0 +1,99 @@
+"""Constraints (features.md 1.4) and the values in force where a spec says nothing."""
+
+import datetime as dt
+
+import pytest
+from msgspec.structs import replace
+
+from common.errors import Invalid
+from common.model.node import Role
+from common.model.service import UpdateConfig
+from common.model.task import SECOND, ContainerSpec, RestartPolicy, TaskSpec
+from manager import constraint
+from manager.api import defaults
+from tests.support import build
+
+NODE = build.node(
+    "Box-1",
+    id="abc",
+    role=Role.MANAGER,
+    labels={"disk": "SSD", "Zone": "a"},
+    engine_labels={"gpu": "yes"},
+    addr="192.0.2.7",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("node.id == abc", True),
+        ("node.id==ABC", True),
+        ("node.hostname != box-1", False),
+        ("node.role == manager", True),
+        ("node.ip == 192.0.2.0/24", True),
+        ("node.ip != 192.0.2.7", False),
+        ("node.platform.os == linux", True),
+        ("node.platform.arch == amd64", True),
+        ("node.labels.disk == ssd", True),
+        ("node.labels.zone == a", False),
+        ("node.labels.Zone == a", True),
+        ("node.labels.none != x", True),
+        ("engine.labels.gpu == yes", True),
+        ("engine.labels.gpu != yes", False),
+        ("no such thing", False),
+    ],
+)
+def test_fits(text: str, fits: bool) -> None:
+    assert constraint.fits([text], NODE) is fits
+    assert constraint.fits([text, "node.id == other"], NODE) is False
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("node.role = manager", "no == or !="),
+        ("node.size == 3", "'node.size' is not known"),
+        ("node.labels. == 3", "is not known"),
+        ("== 3", "is not a key"),
+        ("node.id ==", "is not a value"),
+        ("node.id == {x}", "is not a value"),
+        ("node.ip == here", "no address or subnet"),
+    ],
+)
+def test_bad_constraints(text: str, says: str) -> None:
+    with pytest.raises(Invalid, match=says):
+        constraint.parse(text)
+
+
+def test_update_rules() -> None:
+    rules = defaults.update_rules(None)
+    assert (rules.parallelism, rules.failure_action, rules.start_first) == (1, "pause", False)
+    assert rules.monitor == dt.timedelta(seconds=5)
+    assert defaults.update_rules(UpdateConfig()).parallelism == 1
+    assert defaults.update_rules(UpdateConfig(parallelism=0)).parallelism == 0
+    stretched = defaults.update_rules(UpdateConfig(delay=9 * SECOND, monitor=SECOND))
+    assert stretched.monitor == dt.timedelta(seconds=10)
+
+
+def test_restart_rules_and_grace() -> None:
+    rules = defaults.restart_rules(TaskSpec())
+    assert (rules.condition, rules.delay) == ("any", dt.timedelta(seconds=5))
+    assert defaults.restart_rules(TaskSpec(restart_policy=RestartPolicy(delay=0))).delay == (
+        dt.timedelta()
+    )
+    assert defaults.stop_grace(TaskSpec()) == dt.timedelta(seconds=10)
+    longer = TaskSpec(container_spec=ContainerSpec(stop_grace_period=2**63 - 1))
+    assert defaults.stop_grace(longer) > dt.timedelta(days=30_000)
+
+
+def test_with_defaults_leaves_the_stored_spec_alone() -> None:
+    service = build.service()
+    full = defaults.with_defaults(service).spec
+    assert service == build.service()
+    assert full.rollback_config is not None
+    assert full.rollback_config.monitor == 5 * SECOND
+    assert full.endpoint_spec is not None
+    assert full.endpoint_spec.mode == "vip"
+    assert full.task_template.container_spec is not None
+    assert full.task_template.container_spec.stop_grace_period == 10 * SECOND
+    assert defaults.with_defaults(replace(service, spec=full)).spec == full
