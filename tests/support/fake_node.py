@@ -16,7 +16,9 @@ from common.config import DaemonConfig
 from common.errors import NotFound
 from common.model.image import ImageConfig
 from worker.engine.engine import Engine
+from worker.engine.streams import ready
 from worker.network.model import Sandbox, SandboxSpec
+from worker.runtime import cgroups
 from worker.runtime import syscalls as sc
 
 BUSYBOX = Path("/usr/bin/busybox")
@@ -178,11 +180,12 @@ class EngineNode:
         await self.engine.close()
         self.networks.close()
         try:
-            from worker.engine.streams import ready
-
             await ready(keeper)
         finally:
             os.close(keeper)
+        left = Path(cgroups.ROOT) / "memory" / self.config.cgroup_parent
+        if left.exists():
+            raise AssertionError(f"{left} remains")
 
 
 async def abandon(engine: Engine) -> None:

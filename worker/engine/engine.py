@@ -99,6 +99,7 @@ class Engine:
         self._closing = True
         await self._background.close()
         await self._keeper.close()
+        await asyncio.to_thread(self._hierarchy.discard_empty, self._lifecycle.parent)
 
     @property
     def keeper_pid(self) -> int:

@@ -147,7 +147,12 @@ class Lifecycle:
 
     def cgroup(self, container: Container) -> str:
         """Below each hierarchy's mount point."""
-        return f"{self._config.cgroup_parent.strip('/')}/{container.id}"
+        return f"{self.parent}/{container.id}"
+
+    @property
+    def parent(self) -> str:
+        """The cgroup above all containers."""
+        return self._config.cgroup_parent.strip("/")
 
     @property
     def device_filter(self) -> bool:

@@ -595,6 +595,7 @@ class Keeper:
             container.record = kept
             with contextlib.suppress(OSError, ValueError):
                 container.cgroup = self._read_plan(entry.path).cgroup
+                self._parents.add(os.path.dirname(container.cgroup))
             self._containers[entry.name] = container
             if not (record.lives(kept) and self._adopt_living(container, kept)):
                 self._adopt_dead(container, kept)

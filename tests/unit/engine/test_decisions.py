@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,7 +130,7 @@ async def test_events_are_filtered_and_replayed() -> None:
     first = await anext(stream)
     assert (first["Actor"]["ID"], first["status"], first["from"]) == ("id1", "create", "img")
     loop = asyncio.get_running_loop()
-    following = loop.create_task(anext(stream))  # type: ignore[arg-type]
+    following: asyncio.Task[dict[str, Any]] = loop.create_task(anext(stream))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     bus.publish("container", "start", "id2", {"name": "db", "tier": "a"})
     bus.publish("container", "health_status: healthy", "id1", {"name": "web", "tier": "a"})
@@ -151,7 +152,7 @@ async def test_a_slow_subscriber_is_ended() -> None:
     bus = EventBus(SystemClock())
     stream = bus.subscribe()
     loop = asyncio.get_running_loop()
-    first = loop.create_task(anext(stream))  # type: ignore[arg-type]
+    first: asyncio.Task[dict[str, Any]] = loop.create_task(anext(stream))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     for number in range(5000):
         bus.publish("volume", "create", str(number))

@@ -131,7 +131,7 @@ def test_log_options() -> None:
 
 
 def test_ports() -> None:
-    bindings = {
+    bindings: dict[str, tuple[PortBinding, ...] | None] = {
         "80/tcp": (PortBinding(host_port="8080", host_ip="127.0.0.1"), PortBinding()),
         "53/udp": None,
     }

@@ -22,9 +22,9 @@ def execute(program: bytes, number: int, audit: int = X86_64, argument: int = 0)
         operation, yes, no, k = code[at]
         at += 1
         if operation == 0x20:
-            accumulator = struct.unpack_from("<I", data, k)[0]
+            accumulator = int(struct.unpack_from("<I", data, k)[0])
         elif operation == 0x06:
-            return k
+            return int(k)
         elif operation == 0x05:
             at += k
         else:
