@@ -60,12 +60,14 @@ class Draft:
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = {task.id: task for task in sorted(tasks, key=age)}
+        self._slots: dict[Key, Slot] | None = None
         self.changed: dict[str, Task] = {}
         self.wake_at: dt.datetime | None = None
 
     def put(self, task: Task) -> None:
         """Plan to write `task`."""
         self._tasks[task.id] = task
+        self._slots = None
         self.changed[task.id] = task
 
     def desire(self, task: Task, state: TaskState) -> None:
@@ -82,11 +84,13 @@ class Draft:
 
     def slots(self) -> dict[Key, Slot]:
         """All slots that hold a task, in the order of their keys."""
-        groups: dict[Key, list[Task]] = {}
-        for task in self._tasks.values():
-            groups.setdefault(key_of(task), []).append(task)
-        ordered = sorted(groups.items(), key=lambda item: (isinstance(item[0], str), item[0]))
-        return {key: Slot(key, tuple(sorted(tasks, key=age))) for key, tasks in ordered}
+        if self._slots is None:
+            groups: dict[Key, list[Task]] = {}
+            for task in self._tasks.values():
+                groups.setdefault(key_of(task), []).append(task)
+            ordered = sorted(groups.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+            self._slots = {key: Slot(key, tuple(sorted(tasks, key=age))) for key, tasks in ordered}
+        return self._slots
 
 
 def age(task: Task) -> tuple[dt.datetime, str]:

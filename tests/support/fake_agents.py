@@ -14,6 +14,7 @@ from common.ids import Ids
 from common.model.node import Availability, Node, NodeState
 from common.model.task import Task, TaskState, TaskStatus
 from manager import constraint, control
+from manager.control import Loop
 from manager.orchestrator.dirty import constraints
 from manager.orchestrator.enforcer import Enforcer
 from manager.orchestrator.global_services import GlobalOrchestrator
@@ -33,7 +34,7 @@ class FakeAgents:
         self.stops_s = stops_s
         self.starts_s = starts_s
         self.fails: dict[str, TaskState] = {}  # image -> how its tasks end instead of running
-        self.full = False  # nothing can be placed
+        self.full = False  # nothing can be placed here; also for when the scheduler is at work
         self._under_way: set[tuple[str, TaskState]] = set()
 
     async def run(self) -> None:
@@ -109,11 +110,12 @@ def image_of(task: Task) -> str:
 
 
 class Leader:
-    """One term of the orchestrators over a store. `kill` ends it, `start` begins another."""
+    """Terms of the orchestrators, and of `others`. `kill` ends one, `start` begins the next."""
 
-    def __init__(self, store: Store, ids: Ids) -> None:
+    def __init__(self, store: Store, ids: Ids, others: Callable[[], list[Loop]] = list) -> None:
         self._store = store
         self._ids = ids
+        self._others = others
         self._runner: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -125,12 +127,13 @@ class Leader:
             await asyncio.gather(self._runner, return_exceptions=True)
 
     async def _run(self) -> None:
-        loops = (
+        loops: list[Loop] = [
             ReplicatedOrchestrator(self._ids),
             GlobalOrchestrator(self._ids),
             Reaper(),
             Enforcer(),
-        )
+            *self._others(),
+        ]
         async with asyncio.TaskGroup() as group:
             for loop in loops:
                 group.create_task(control.run(loop, self._store, LoopClock()))
