@@ -22,6 +22,7 @@ from tests.support.memory_proposer import memory_store
 NETWORKS = ("small", "pooled", "overlapping")
 step = st.one_of(
     st.tuples(st.just("put task"), st.integers(0, 9)),
+    st.tuples(st.just("put task"), st.integers(0, 9)),
     st.tuples(st.just("end task"), st.integers(0, 9)),
     st.tuples(st.just("delete task"), st.integers(0, 9)),
     st.tuples(st.just("put service"), st.integers(0, 3)),
@@ -111,7 +112,7 @@ def check_everything_served(store: Store) -> None:
 
 
 @settings(max_examples=150)
-@given(st.lists(step, max_size=40))
+@given(st.lists(step, min_size=10, max_size=40))
 def test_nothing_is_given_twice(steps: list[tuple[str, int]]) -> None:
     """ALL 126, 131, 134."""
 
@@ -120,6 +121,7 @@ def test_nothing_is_given_twice(steps: list[tuple[str, int]]) -> None:
         loops = Loops(store, Allocator())
         for number in range(3):
             await store.update(lambda tx, n=number: write(tx, "put network", n))
+            await store.update(lambda tx, n=number: write(tx, "put service", n))
         await loops.settle()
         for what, number in steps:
             if what == "new leader":

@@ -27,20 +27,21 @@ tasks = st.builds(
         desired=desired,
         ports=PORTS if ports else (),
     ),
-    st.integers(0, 8),
+    st.integers(0, 4),
     st.integers(0, 2),
     st.sampled_from(["", "n0", "n1", "n2"]),
-    st.sampled_from(TaskState),
+    st.sampled_from([TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING, TaskState.FAILED]),
     st.sampled_from([TaskState.READY, TaskState.RUNNING, TaskState.SHUTDOWN, TaskState.REMOVE]),
     st.booleans(),
 )
 steps = st.lists(
     st.one_of(
         tasks,
-        st.tuples(st.just("remove task"), st.integers(0, 8)),
+        st.tuples(st.just("remove task"), st.integers(0, 4)),
         st.tuples(st.just("put node"), st.integers(0, 2)),
         st.tuples(st.just("remove node"), st.integers(0, 2)),
     ),
+    min_size=10,
     max_size=40,
 )
 
