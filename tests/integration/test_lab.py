@@ -13,7 +13,7 @@ from lab import leaks
 from lab.api import wait_until
 from lab.box import LabError
 from lab.cluster import Cluster
-from lab.machine import Machine
+from lab.machine import DaemonEnded, Machine
 
 pytestmark = pytest.mark.root
 PREFIX = f"t-lab-{os.getpid()}"
@@ -60,7 +60,7 @@ def test_a_pulled_cable_and_one_way_loss(cluster: Cluster) -> None:
     assert cluster.switch.is_cut("m2")
     assert not reaches(one, two.ip)
     two.heal()
-    assert reaches(one, two.ip)
+    wait_until(lambda: reaches(one, two.ip), "the link is up again", 10)
     for direction in ("in", "out"):
         two.cut(direction)  # type: ignore[arg-type]
         two.cut(direction)  # type: ignore[arg-type]
@@ -128,6 +128,59 @@ def test_a_machine_whose_first_process_died_is_made_again(cluster: Cluster) -> N
     assert one.init is None
     one.boot()
     assert reaches(two, one.ip)
+
+
+STAND_IN = """
+import http.server, os, socketserver, sys, tomllib
+path = sys.argv[sys.argv.index("--host") + 1].removeprefix("unix://")
+config = tomllib.load(open(sys.argv[sys.argv.index("--config") + 1], "rb"))
+if config["labels"].get("broken"):
+    sys.exit("it is broken")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"pid": %d}' % os.getpid())
+    def address_string(self):
+        return ""
+if os.path.exists(path):
+    os.unlink(path)
+socketserver.UnixStreamServer(path, Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that only answers."""
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "__init__.py").touch()
+    (tmp_path / "node" / "main.py").write_text(STAND_IN)
+    monkeypatch.setattr("lab.machine._PROJECT", tmp_path)
+
+
+def test_a_daemon_is_started_found_again_killed_and_stopped(
+    cluster: Cluster, stand_in: None
+) -> None:
+    one = cluster.machines[0]
+    one._settings = {"labels": {"disk": "ssd"}}
+    one.start_daemon()
+    first = one.daemon
+    assert first is not None
+    assert one.processes[one.api.get("/info")["pid"]] == first
+    assert Cluster(PREFIX).machine("m1").daemon == first
+    one.start_daemon()
+    assert one.daemon == first, "it ran already"
+    for end in (one.kill_daemon, one.stop_daemon, one.kill):
+        running = one.daemon
+        assert running is not None
+        end()
+        assert not running.alive
+        assert one.daemon is None
+        one.start_daemon()
+    one.kill_daemon()
+    one._settings = {"labels": {"broken": "yes"}}
+    with pytest.raises(DaemonEnded, match="it is broken"):
+        one.start_daemon()
 
 
 def test_errors_of_the_command_are_one_line() -> None:
