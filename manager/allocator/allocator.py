@@ -193,7 +193,8 @@ class Allocator:
         except Blocked as blocked:
             self._waiting.add((Network, network.id), blocked.cause)
             allocated = replace(network, allocation_error=blocked.reason)
-        if tx.put(allocated) is not network:
+        if allocated != network:
+            tx.put(allocated)
             self._wake_network(network)
 
     def _allocate_service(self, tx: Tx, service: Service) -> None:
