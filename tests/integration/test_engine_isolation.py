@@ -148,6 +148,7 @@ async def test_the_keepers_binary_cannot_be_written(node: EngineNode) -> None:
     except Invalid:
         pass
     exe = f"/proc/{node.engine.keeper_pid}/exe"
+    assert os.statvfs(exe).f_flag & os.ST_RDONLY  # also when nobody executes it any more
     with pytest.raises(OSError, match=r"Read-only|Text file busy") as caught:
         os.open(exe, os.O_WRONLY)
     assert caught.value.errno in (30, 26)
@@ -333,3 +334,13 @@ async def test_a_hundred_layers(node: EngineNode, tmp_path: Path) -> None:
     root = busybox_root(tmp_path / "base")
     node.images.add("deep", (*layers, root), ImageConfig(env=("PATH=/bin",)))
     assert (await inside(node, "ls / | grep -c file-", image="deep")).strip() == "100"
+
+
+async def test_the_init_shows_nothing_of_the_keeper(node: EngineNode) -> None:
+    script = (
+        "for f in mem maps environ; do head -c 1 /proc/1/$f && echo ESCAPED; done; ls /proc/1/fd"
+    )
+    text = await inside(node, script, HostConfig(init=True))
+    assert "ESCAPED" not in text
+    assert text.count("Permission denied") == 3
+    assert not [line for line in text.splitlines() if line.isdecimal()]

@@ -671,6 +671,7 @@ def main() -> int:
     except BlockingIOError:
         os.write(ready, b"another keeper serves this run directory")
         return 3
+    sc.set_name("shoal-keeper")  # it was executed by a descriptor's number
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
     sc.trim_allocator()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -406,6 +406,7 @@ def _become_init(process: Process) -> None:
                 os.tcsetpgrp(0, os.getpid())
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return
+    sc.set_name("shoal-init")
     os.closerange(0, 1 << 20)
     waited = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     while True:

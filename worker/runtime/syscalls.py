@@ -236,6 +236,12 @@ def prctl(option: int, value: int = 0, third: int = 0) -> None:
     _check("prctl", _libc.prctl(option, *arguments))
 
 
+def set_name(name: str) -> None:
+    """What ps shows: at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
 def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
