@@ -40,7 +40,7 @@ class Switch(Box):
         port = machine.name
         self.run(["ip", "link", "delete", port], check=False)
         self._ip(
-            f"link add {port} type veth peer name eth0 netns {init.pid}",
+            f"link add {port} type veth peer name eth0 address {_mac(address)} netns {init.pid}",
             f"link set {port} master {_BRIDGE} up",
         )
         machine.run(
@@ -98,6 +98,11 @@ class Switch(Box):
         done = subprocess.run(argv, input=script, capture_output=True, timeout=30, check=False)
         if done.returncode != 0:
             raise LabError(f"switch: {commands}: {done.stderr.decode(errors='replace').strip()}")
+
+
+def _mac(address: IPv4Interface) -> str:
+    """The same after each boot, as a network card's: or others would still send to the old one."""
+    return ":".join(f"{byte:02x}" for byte in b"\x02\x00" + address.ip.packed)
 
 
 def outside(switch: Switch, argv: Sequence[str], deadline_s: float = 60) -> bytes:

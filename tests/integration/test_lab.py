@@ -42,8 +42,8 @@ def test_machines_have_their_own_everything_and_reach_each_other(cluster: Cluste
     one, two = cluster.machines
     assert one.exec("hostname").strip() == "m1"
     assert sorted(one.exec("ls", "/sys/class/net").split()) == ["eth0", "lo"]
-    assert reaches(one, two.ip)
-    assert reaches(two, one.ip)
+    wait_until(lambda: reaches(one, two.ip), "m2 is reached", 10)
+    wait_until(lambda: reaches(two, one.ip), "m1 is reached", 10)
     assert cluster.switch.run(["busybox", "ping", "-c", "1", one.ip]).returncode == 0
     one.exec("mount", "-t", "tmpfs", "none", "/mnt")
     assert " /mnt " in one.exec("cat", "/proc/mounts")
@@ -70,7 +70,7 @@ def test_a_pulled_cable_and_one_way_loss(cluster: Cluster) -> None:
         two.heal()
         two.heal()
         assert not cluster.switch.is_cut("m2")
-        assert reaches(one, two.ip)
+        wait_until(lambda: reaches(one, two.ip), "nothing is lost any more", 10)
 
 
 def test_without_power_all_its_processes_end_and_its_disk_remains(cluster: Cluster) -> None:
@@ -88,7 +88,7 @@ def test_without_power_all_its_processes_end_and_its_disk_remains(cluster: Clust
         one.exec("true")
     one.kill()
     one.boot()
-    assert reaches(two, one.ip)
+    wait_until(lambda: reaches(two, one.ip), "m1 is reached again", 10)
 
 
 def test_cgroups_and_what_runs_in_them_are_removed(cluster: Cluster) -> None:
@@ -127,7 +127,7 @@ def test_a_machine_whose_first_process_died_is_made_again(cluster: Cluster) -> N
     assert init.wait(10)
     assert one.init is None
     one.boot()
-    assert reaches(two, one.ip)
+    wait_until(lambda: reaches(two, one.ip), "m1 is reached again", 10)
 
 
 STAND_IN = """
