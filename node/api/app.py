@@ -4,7 +4,6 @@ A module per resource says what it serves (`routes`); here stands what is common
 errors, and the hand-over of cluster requests to the leader.
 """
 
-import asyncio
 import logging
 
 import msgspec
@@ -76,8 +75,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if error.status == 413:
             return error_response("the request's body is too large", 413)
         raise
-    except (ConnectionResetError, asyncio.CancelledError):
-        raise
+    except ConnectionResetError:
+        return error_response("the client has gone", 499)  # nobody hears it
     except Exception:
         log.exception("request failed", extra={"method": request.method, "path": request.path})
         return error_response("internal error; the daemon's log says more", 500)
