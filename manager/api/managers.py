@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from manager.raft.driver import RaftStatus
+from manager.raft.status import RaftStatus
 
 
 class ManagerInfo(msgspec.Struct, frozen=True):

@@ -18,7 +18,6 @@ what they promise is on disk. One write is under way at a time; what comes meanw
 the next one.
 """
 
-import enum
 import random
 
 import msgspec
@@ -52,39 +51,7 @@ from manager.raft.message import (
     encode_configuration,
 )
 from manager.raft.quorum import Outcome
-
-
-class Role(enum.Enum):
-    FOLLOWER = "follower"
-    PRE_CANDIDATE = "pre-candidate"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
-
-
-class Install(msgspec.Struct, frozen=True):
-    """A snapshot received from the leader; it replaces the log and the state."""
-
-    meta: SnapshotMeta
-    data: bytes
-
-
-class Write(msgspec.Struct, frozen=True):
-    """To be put on disk in the order of these fields, synced, and given to `written`."""
-
-    install: Install | None
-    hard_state: HardState | None
-    entries: tuple[Entry, ...]  # the first replaces any entry of its index, and all behind it
-    messages: tuple[AnyMessage, ...]  # to be sent after the sync, not before
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """Work for the driver."""
-
-    messages: tuple[AnyMessage, ...]  # promise nothing: send now
-    chunks: tuple[ChunkRequest, ...]
-    committed: tuple[Entry, ...]  # apply in this order
-    reads: tuple[tuple[int, int], ...]  # (token, index): readable once index is applied
-    write: Write | None
+from manager.raft.work import Install, Ready, Role, Write
 
 
 class Raft:

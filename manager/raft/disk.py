@@ -20,7 +20,6 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from common.errors import Conflict
-from manager.raft.core import Install
 from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
 from manager.raft.message import Entry, HardState, SnapshotMeta
 from manager.raft.segments import Segments
@@ -33,6 +32,7 @@ from manager.raft.wal import (
     snapshot_record,
     state_record,
 )
+from manager.raft.work import Install
 
 SEGMENT_BYTES = 4 << 20
 

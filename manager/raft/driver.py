@@ -18,7 +18,7 @@ import msgspec
 
 from common.errors import Conflict, NotLeader, ProposalUncertain, Unavailable
 from manager.raft.config import RaftConfig
-from manager.raft.core import Install, Raft, Role, Write
+from manager.raft.core import Raft
 from manager.raft.disk import Disk, Stored
 from manager.raft.errors import SnapshotGone
 from manager.raft.leadership import ChunkRequest
@@ -39,6 +39,8 @@ from manager.raft.message import (
     encode_configuration,
 )
 from manager.raft.network import Network
+from manager.raft.status import RaftStatus, identity, status_of
+from manager.raft.work import Install, Role, Write
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,36 +62,6 @@ class StateMachine(Protocol):
     def restore(self, index: int, data: bytes) -> None:
         """Become the state that `snapshot` gave after entry `index`."""
         ...
-
-
-class FollowerStatus(msgspec.Struct, frozen=True):
-    """How the leader sees one of the others."""
-
-    id: str
-    match: int  # entries it has for sure
-    mode: str  # probe, replicate or snapshot
-    recently_active: bool
-
-
-class RaftStatus(msgspec.Struct, frozen=True):
-    """How a member stands. `followers` is known to the leader only."""
-
-    role: str  # follower, pre-candidate, candidate or leader
-    term: int
-    leader_id: str  # "" while none is known
-    members: tuple[Member, ...]
-    commit: int
-    applied: int
-    followers: tuple[FollowerStatus, ...] = ()
-    removed: bool = False  # the cluster has taken this member out, for good
-
-    @property
-    def is_leader(self) -> bool:
-        return self.role == Role.LEADER.value
-
-    @property
-    def leader(self) -> Member | None:
-        return next((member for member in self.members if member.id == self.leader_id), None)
 
 
 async def bootstrap(disk: Disk, member: Member) -> None:
@@ -137,7 +109,7 @@ class Driver:
         self._stopping = False
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()  # replaced at each change of status
-        self._seen = _identity(self._raft)
+        self._seen = identity(self._raft)
         self._writes: asyncio.Queue[Write] = asyncio.Queue(1)
         self._chunks: asyncio.Queue[ChunkRequest] = asyncio.Queue(CHUNKS_MAX)
         self._take_snapshot = asyncio.Event()
@@ -159,22 +131,12 @@ class Driver:
 
     @property
     def status(self) -> RaftStatus:
-        raft = self._raft
-        return RaftStatus(
-            role=raft.role.value,
-            term=raft.term,
-            leader_id=raft.leader_id,
-            members=raft.log.configuration.members,
-            commit=raft.log.commit,
-            applied=self._applied,
-            followers=self._followers(),
-            removed=raft.removed,
-        )
+        return status_of(self._raft, self._applied)
 
     async def wait_change(self, seen: RaftStatus) -> RaftStatus:
         """The status, as soon as role, term, leader, members or removal differ from `seen`."""
         before = (seen.role, seen.term, seen.leader_id, seen.members, seen.removed)
-        while _identity(self._raft) == before:
+        while identity(self._raft) == before:
             await self._changed.wait()
         return self.status
 
@@ -479,13 +441,13 @@ class Driver:
 
     def _note_change(self) -> None:
         """Wake those who wait for a change, and let go those who waited for a lost leadership."""
-        identity = _identity(self._raft)
-        if identity == self._seen:
+        seen = identity(self._raft)
+        if seen == self._seen:
             return
         was_leader = self._seen[0] == Role.LEADER.value
-        if was_leader and identity[:2] != self._seen[:2]:
+        if was_leader and seen[:2] != self._seen[:2]:
             self._fail_waiters()
-        self._seen = identity
+        self._seen = seen
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -503,29 +465,9 @@ class Driver:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _followers(self) -> tuple[FollowerStatus, ...]:
-        leadership = self._raft.leadership
-        if leadership is None:
-            return ()
-        return tuple(
-            FollowerStatus(
-                member, progress.match, progress.mode.value, leadership.is_active(member)
-            )
-            for member, progress in leadership.progress.items()
-        )
-
 
 class _Stopped(Exception):
     """`stop` was called; not an error."""
-
-
-_Identity = tuple[str, int, str, tuple[Member, ...], bool]
-
-
-def _identity(raft: Raft) -> _Identity:
-    """What `wait_change` watches."""
-    members = raft.log.configuration.members
-    return (raft.role.value, raft.term, raft.leader_id, members, raft.removed)
 
 
 def _fail(future: "asyncio.Future[int]", error: Callable[[], Exception]) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 
 from manager.raft import files
-from manager.raft.core import Install
 from manager.raft.errors import LogDamaged
 from manager.raft.message import SnapshotMeta
+from manager.raft.work import Install
 
 _MAGIC = b"SHOALSNAPSHOT 1\n"
 _HEAD = struct.Struct(">II")

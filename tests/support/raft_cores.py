@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from manager.raft.config import RaftConfig
-from manager.raft.core import Raft, Ready, Role
+from manager.raft.core import Raft
 from manager.raft.leadership import ChunkRequest
 from manager.raft.log import Log
 from manager.raft.message import (
@@ -16,6 +16,7 @@ from manager.raft.message import (
     SnapshotChunk,
     encode_configuration,
 )
+from manager.raft.work import Ready, Role
 from tests.support.raft_world import member
 
 CONFIG = RaftConfig()

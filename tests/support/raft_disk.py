@@ -4,11 +4,11 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from manager.raft.core import Install
 from manager.raft.disk import Stored
 from manager.raft.errors import DiskFailed, SnapshotGone
 from manager.raft.message import Entry, HardState, SnapshotMeta
 from manager.raft.wal import after_snapshot
+from manager.raft.work import Install
 
 
 class Platter:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from manager.raft.config import RaftConfig
-from manager.raft.core import Raft, Role
+from manager.raft.core import Raft
 from manager.raft.driver import Driver, bootstrap
 from manager.raft.membership import AddLearner, Promote
 from manager.raft.message import Entry, Member, decode
+from manager.raft.work import Role
 from tests.support.raft_disk import FakeDisk, Platter
 
 SIM_CONFIG = RaftConfig(

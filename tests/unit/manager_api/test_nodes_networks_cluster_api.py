@@ -27,8 +27,8 @@ from common.model.node import Availability, Node, NodeState, Role
 from common.model.task import TaskState
 from manager.api.cluster import new_cluster
 from manager.api.managers import ManagerInfo, managers_of
-from manager.raft.driver import FollowerStatus, RaftStatus
 from manager.raft.message import Member
+from manager.raft.status import FollowerStatus, RaftStatus
 from tests.support import build
 from tests.unit.manager_api.conftest import World
 

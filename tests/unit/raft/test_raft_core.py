@@ -11,7 +11,6 @@ import pytest
 
 from common.errors import Conflict, Invalid, NotFound, NotLeader, Unavailable
 from manager.raft.config import RaftConfig
-from manager.raft.core import Role
 from manager.raft.membership import AddLearner, Promote, Remove, UpdateAddress
 from manager.raft.message import (
     Append,
@@ -32,6 +31,7 @@ from manager.raft.message import (
     VoteReply,
 )
 from manager.raft.progress import Mode
+from manager.raft.work import Role
 from tests.support.raft_cores import CONFIG, Cores, core, without
 from tests.support.raft_world import member
 
@@ -586,7 +586,7 @@ def test_a_change_that_is_replaced_goes_out_of_force() -> None:
     cores.settle()
     cores.tick("b", 2)
     cores.settle()
-    assert cores["a"].log.configuration.voters == ("a", "b", "c")
+    assert list(cores["a"].log.configuration.voters) == ["a", "b", "c"]
     assert cores["b"].role is Role.LEADER
 
 

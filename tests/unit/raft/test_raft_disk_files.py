@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import Conflict
-from manager.raft.core import Install
 from manager.raft.disk import Disk, FileDisk, Stored
 from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
 from manager.raft.message import Configuration, Entry, EntryKind, HardState, SnapshotMeta
 from manager.raft.wal import SECTOR, scan
+from manager.raft.work import Install
 from tests.support.raft_disk import FakeDisk, Platter
 from tests.support.raft_world import member
 
@@ -85,7 +85,7 @@ async def stored_after(open_disk: Reopen, *steps: object) -> Stored:
             case ("install", Install() as received):
                 await disk.install(received)
             case (state, new):
-                await disk.write(state, new)
+                await disk.write(state, new)  # type: ignore[arg-type]
             case Install():
                 await disk.save_snapshot(step)
     await disk.close()

@@ -64,7 +64,7 @@ async def test_many_writers_share_syncs_and_messages() -> None:
             syncs += 1
             await real_write(*args)  # type: ignore[arg-type]
 
-        leader.disk.write = count  # type: ignore[method-assign]
+        leader.disk.write = count  # type: ignore[method-assign, assignment]
         await write(leader, *(b"%d" % number for number in range(1000)))
         assert [value for _, value in leader.machine.values] == [b"%d" % n for n in range(1000)]
         assert syncs < 5

@@ -1,0 +1,41 @@
+"""What the core hands its driver to do, and the roles a member can have. Data only."""
+
+import enum
+
+import msgspec
+
+from manager.raft.leadership import ChunkRequest
+from manager.raft.message import AnyMessage, Entry, HardState, SnapshotMeta
+
+
+class Role(enum.Enum):
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class Install(msgspec.Struct, frozen=True):
+    """A snapshot received from the leader; it replaces the log and the state."""
+
+    meta: SnapshotMeta
+    data: bytes
+
+
+class Write(msgspec.Struct, frozen=True):
+    """To be put on disk in the order of these fields, synced, and given to `written`."""
+
+    install: Install | None
+    hard_state: HardState | None
+    entries: tuple[Entry, ...]  # the first replaces any entry of its index, and all behind it
+    messages: tuple[AnyMessage, ...]  # to be sent after the sync, not before
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Work for the driver."""
+
+    messages: tuple[AnyMessage, ...]  # promise nothing: send now
+    chunks: tuple[ChunkRequest, ...]
+    committed: tuple[Entry, ...]  # apply in this order
+    reads: tuple[tuple[int, int], ...]  # (token, index): readable once index is applied
+    write: Write | None
