@@ -8,7 +8,7 @@ default route.
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -64,6 +64,7 @@ def ruleset(names: Names, subnets: Sequence[IPv4Network]) -> list[Message]:
         *nft.fresh_table(table),
         *balancer.maps(table, BY_PORT),
         nft.add_map(table, "nodes", [(nft.ETHER_ADDR, 6)], [(nft.MARK, 4)]),
+        nft.add_map(table, "vteps", [(nft.IPV4_ADDR, 4)], [(nft.MARK, 4)]),
         nft.add_map(table, "hp", _PORT_KEY, _TARGET),
         nft.add_map(table, "hpa", [(nft.IPV4_ADDR, 4), *_PORT_KEY], _TARGET),
         *_guard(names),
@@ -135,7 +136,8 @@ def _enter(table: str, chain: str) -> list[Message]:
 
 def _leave(names: Names, subnets: Sequence[IPv4Network]) -> list[Message]:
     """Flows that would not find back get our address: from loopback, from a bridge's port to
-    another, from the machine itself; and what leaves the node from a container."""
+    another, from the machine itself, from another node itself (the task may be on that node, which
+    would take its own address for a forged one); and what leaves the node from a container."""
     table, bridge = names.table, names.bridge
     translated = nft.ct_bit(nft.CT_STATUS, nft.STATUS_DNAT)
     loopback = [nft.ip_source(0), nft.mask(0, b"\xff\0\0\0"), nft.compare(0, b"\x7f\0\0\0")]
@@ -147,6 +149,17 @@ def _leave(names: Names, subnets: Sequence[IPv4Network]) -> list[Message]:
         nft.add_rule(table, "post", *translated, *nft.incoming(bridge), *to_bridge, masquerade),
         nft.add_rule(table, "post", *translated, *nft.local(source=True), *to_bridge, masquerade),
     ]
+    found.append(
+        nft.add_rule(
+            table,
+            "post",
+            *translated,
+            *nft.outgoing(names.mesh),
+            nft.ip_source(0),
+            nft.lookup("vteps", 0, 0),
+            masquerade,
+        )
+    )
     for subnet in subnets:
         inside = [
             nft.ip_source(0),
@@ -159,6 +172,10 @@ def _leave(names: Names, subnets: Sequence[IPv4Network]) -> list[Message]:
         ]
         found.append(nft.add_rule(table, "post", *inside, *elsewhere, masquerade))
     return found
+
+
+def _mac_key(index: int) -> bytes:
+    return bytes.fromhex(mesh_mac(index).replace(":", ""))
 
 
 def _host_key(port: HostTarget) -> tuple[str, bytes]:
@@ -175,7 +192,7 @@ class MachineTable:
         self._groups = Groups()
         self._chains: set[int] = set()
         self._subnets: tuple[IPv4Network, ...] = ()
-        self._nodes: set[int] = set()
+        self._nodes: dict[int, str] = {}
         self._hosts: set[HostTarget] = set()
 
     def load(self, subnets: Sequence[IPv4Network] | None = None) -> None:
@@ -190,7 +207,7 @@ class MachineTable:
             *balancer.extra_chains(table, BY_PORT, wanted),
             *balancer.messages(table, edits),
             *self._add_hosts(self._hosts),
-            *self._add_nodes(self._nodes),
+            *self._add_nodes(self._nodes, set(self._nodes.values())),
         ]
         nft.transaction(self._channel, requests)
         self._chains = wanted
@@ -247,25 +264,33 @@ class MachineTable:
             requests += nft.add_elements(self._names.table, name, [nft.Element(key, target)])
         return requests
 
-    def know_nodes(self, indexes: set[int]) -> None:
-        """Flows that enter at exactly these nodes are recognised."""
-        gone = [bytes.fromhex(mesh_mac(index).replace(":", "")) for index in self._nodes - indexes]
-        requests = nft.delete_elements(self._names.table, "nodes", gone)
-        requests += self._add_nodes(indexes - self._nodes)
-        self._nodes = set(indexes)
+    def know_nodes(self, nodes: Mapping[int, str]) -> None:
+        """Flows that enter at, or come from, exactly these nodes (index -> address) are known.
+
+        Two may have the same address for a while: one that was lost, and its successor.
+        """
+        old, self._nodes = self._nodes, dict(nodes)
+        table = self._names.table
+        lost = set(old.values()) - set(nodes.values())
+        new = set(nodes.values()) - set(old.values())
+        requests = [
+            *nft.delete_elements(table, "nodes", map(_mac_key, old.keys() - nodes.keys())),
+            *nft.delete_elements(table, "vteps", [IPv4Address(text).packed for text in lost]),
+            *self._add_nodes(nodes.keys() - old.keys(), new),
+        ]
         try:
             nft.transaction(self._channel, requests)
         except NetlinkError:
             self.load()
 
-    def _add_nodes(self, indexes: Iterable[int]) -> list[Message]:
-        elements = [
-            nft.Element(
-                bytes.fromhex(mesh_mac(index).replace(":", "")), struct.pack("=I", mark(index))
-            )
-            for index in indexes
+    def _add_nodes(self, indexes: Iterable[int], addresses: Iterable[str]) -> list[Message]:
+        by_mac = [nft.Element(_mac_key(index), struct.pack("=I", mark(index))) for index in indexes]
+        by_address = [nft.Element(IPv4Address(text).packed, bytes(4)) for text in addresses]
+        table = self._names.table
+        return [
+            *nft.add_elements(table, "nodes", by_mac),
+            *nft.add_elements(table, "vteps", by_address),
         ]
-        return nft.add_elements(self._names.table, "nodes", elements)
 
     def forget_flows(self, address: str, everything: bool) -> None:
         """Have conntrack drop flows to a backend: those of UDP, or all."""
@@ -275,7 +300,7 @@ class MachineTable:
     def clear(self) -> None:
         """Forget published ports and peers (the cluster is left)."""
         self._groups = Groups()
-        self._nodes = set()
+        self._nodes = {}
         self.load()
 
     def destroy(self) -> None:

@@ -211,12 +211,21 @@ class Machine:
     def _node_id(self) -> str:
         return self._member.node_id if self._member else ""
 
+    @property
+    def _address(self) -> str:
+        return self._member.address if self._member else ""
+
     def _program_peers(self, table: Table) -> None:
         if self._mesh is None:
             return
-        peers = {peer.index: peer.address for peer in table.peers().values()}
+        peers = {
+            peer.index: peer.address
+            for peer in table.peers().values()
+            # a former self, lost and replaced, has our address: there is nobody to reach
+            if peer.node_id != self._node_id and peer.address != self._address
+        }
         self._mesh.program(peers)
-        self._table.know_nodes(peers.keys() - {self._member.index if self._member else -1})
+        self._table.know_nodes(peers)
 
     def _rebalance(self, touched: Touched, table: Table) -> None:
         for network_id, groups in self._groups.items():

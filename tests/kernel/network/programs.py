@@ -9,12 +9,17 @@ import sys
 import threading
 
 
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def serve(name: str, port: int) -> None:
     """Answer on TCP and UDP with our name and the client's address."""
     listener = socket.create_server(("0.0.0.0", port), backlog=512)
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("0.0.0.0", port))
-    print("ready", flush=True)
+    say("ready")
     while True:
         for sock in select.select([listener, udp], [], [])[0]:
             if sock is udp:
@@ -71,9 +76,9 @@ def keep(address: str, port: int, kind: str) -> None:
         for _ in sys.stdin:
             try:
                 sock.send(b"?")
-                print(sock.recv(1024).decode().split()[0], flush=True)
+                say(sock.recv(1024).decode().split()[0])
             except OSError as error:
-                print(f"!{type(error).__name__}", flush=True)
+                say(f"!{type(error).__name__}")
 
 
 def resolve(name: str, kind: int, how: str) -> tuple[int, list[str]]:
@@ -119,13 +124,13 @@ def main(words: list[str]) -> None:
         case ["serve", name, port]:
             serve(name, int(port))
         case ["ask", address, port, count]:
-            print(json.dumps(ask(address, int(port), int(count))))
+            say(json.dumps(ask(address, int(port), int(count))))
         case ["ask-udp", address, port, count]:
-            print(json.dumps(ask_udp(address, int(port), int(count))))
+            say(json.dumps(ask_udp(address, int(port), int(count))))
         case ["keep", address, port, kind]:
             keep(address, int(port), kind)
         case ["resolve", name, kind, how]:
-            print(json.dumps(resolve(name, int(kind), how)))
+            say(json.dumps(resolve(name, int(kind), how)))
 
 
 main(sys.argv[1:])

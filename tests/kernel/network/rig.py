@@ -7,10 +7,12 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from common.clock import Clock
 from common.config import DaemonConfig
@@ -88,21 +90,9 @@ class Lab:
 
     def _plug(self, switch: str, name: str, address: str) -> None:
         netns = self._namespace(name)
-        sh(
-            "ip",
-            "-n",
-            switch,
-            "link",
-            "add",
-            f"p{name}",
-            "type",
-            "veth",
-            "peer",
-            "eth0",
-            "netns",
-            netns,
-        )
-        sh("ip", "-n", switch, "link", "set", f"p{name}", "master", "br0", "up")
+        near = f"p{name}"
+        sh(*f"ip -n {switch} link add {near} type veth peer eth0 netns {netns}".split())
+        sh("ip", "-n", switch, "link", "set", near, "master", "br0", "up")
         sh("ip", "-n", netns, "addr", "add", address, "dev", "eth0")
         sh("ip", "-n", netns, "link", "set", "eth0", "up")
 
@@ -166,7 +156,7 @@ class Lab:
     async def serve(self, sandbox: Sandbox, name: str, port: int = 80) -> Server:
         """Run the test server in a sandbox until the lab ends."""
         process = await asyncio.create_subprocess_exec(
-            *_enter(sandbox.netns, "serve", name, str(port)), stdout=asyncio.subprocess.PIPE
+            *enter(sandbox.netns, "serve", name, str(port)), stdout=asyncio.subprocess.PIPE
         )
         server = Server(process, name)
         self.servers.append(server)
@@ -190,10 +180,10 @@ class Lab:
         for descriptor in self._descriptors:
             os.close(descriptor)
         for name in self.namespaces:
-            subprocess.run(("ip", "netns", "del", name), check=False, capture_output=True)
+            await asyncio.to_thread(sh, "ip", "netns", "del", name)
 
 
-def _enter(netns: str, *words: str) -> tuple[str, ...]:
+def enter(netns: str, *words: str) -> tuple[str, ...]:
     path = netns if netns.startswith("/") else f"/run/netns/{netns}"
     return ("nsenter", f"--net={path}", sys.executable, str(PROGRAMS), *words)
 
@@ -201,12 +191,17 @@ def _enter(netns: str, *words: str) -> tuple[str, ...]:
 async def run(netns: str, *words: str) -> Any:
     """Run one of the programs in a namespace; the JSON it prints."""
     process = await asyncio.create_subprocess_exec(
-        *_enter(netns, *words),
+        *enter(netns, *words),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(DEADLINE_S):
-        output, errors = await process.communicate()
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if process.returncode:
         raise RuntimeError(f"{' '.join(words)}: {errors.decode()}")
     return json.loads(output)
@@ -228,17 +223,6 @@ async def resolve(netns: str, name: str, kind: int = 1, how: str = "udp") -> tup
     """The resolver's code, and addresses (or names) in order of their text."""
     code, found = await run(netns, "resolve", name, str(kind), how)
     return code, sorted(found)
-
-
-async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool], what: str) -> None:
-    """Poll what has no event of its own: the kernel's clean-up of namespaces."""
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            result = condition()
-            if result is True or (not isinstance(result, bool) and await result):
-                return
-            await asyncio.sleep(0.01)
-    raise AssertionError(what)
 
 
 NETWORK = OverlayNetwork(
@@ -312,8 +296,6 @@ class Service:
         return replica
 
     async def activate(self, replica: Replica, active: bool) -> None:
-        import msgspec
-
         replica.endpoint = msgspec.structs.replace(replica.endpoint, active=active)
         replica.backend = msgspec.structs.replace(replica.backend, active=active)
         await self.lab.put(replica.endpoint, replica.backend)
