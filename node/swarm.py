@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
+from common.apart import run_apart
 from common.errors import (
     Conflict,
     Invalid,
@@ -200,7 +201,7 @@ class Swarm:
 
     async def _found(self, asked: InitRequest, state: NodeState, bound: socket.socket) -> None:
         files = self._around.files
-        credentials, root = await asyncio.to_thread(self._first_certificate, state)
+        credentials, root = await self._first_certificate(state)
         await asyncio.to_thread(files.wipe)
         await asyncio.to_thread(files.save_credentials, credentials)
         await make_log(
@@ -215,13 +216,12 @@ class Swarm:
         member.founded()
         log.info("cluster made", extra={"cluster": state.cluster_id, "node": state.node_id})
 
-    def _first_certificate(self, state: NodeState) -> tuple[Credentials, RootCA]:
+    async def _first_certificate(self, state: NodeState) -> tuple[Credentials, RootCA]:
         around = self._around
-        now = around.clock.now()
-        root, root_key = certificates.new_root(state.cluster_id, now)
-        key, request = new_request()
         identity = Identity(state.node_id, MANAGER, state.cluster_id)
-        certificate = certificates.sign(root, root_key, request, identity, now)
+        root, root_key, certificate, key = await run_apart(
+            certificates.first, identity, around.clock.now()
+        )
         ca = RootCA(
             certificate=root.decode(),
             key=root_key.decode(),
@@ -262,7 +262,7 @@ class Swarm:
             given = asked.advertise_addr or await asyncio.to_thread(source_address, remotes[0])
             host, advertised_port = advertised(given, listen[1], interfaces)
             data_address = _data_address(asked.data_path_addr, host, interfaces)
-            key, request = await asyncio.to_thread(new_request)
+            key, request = await run_apart(new_request)
             body = IssueRequest(
                 token=asked.join_token.strip(), request=request.decode(), availability=availability
             )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from common import rpc, tls
+from common.apart import run_apart
 from common.clock import Clock
 from common.errors import Invalid, ShoalError, Unavailable
 from common.keys import new_request
@@ -89,7 +90,7 @@ class Trust:
 
     async def renew(self) -> None:
         """A new key and certificate, with the role the cluster gives. Raises ShoalError."""
-        key, request = await asyncio.to_thread(new_request)
+        key, request = await run_apart(new_request)
         issued = await self.ask(Issued, "/ca/renew", RenewRequest(request=request.decode()))
         credentials = Credentials(root=self.root, certificate=issued.certificate.encode(), key=key)
         certificate = tls.inspect(credentials)

@@ -6,7 +6,10 @@ the authority; the leader is, because letting a node in is a write.
 
 import datetime as dt
 import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+from common.apart import run_apart
 from common.clock import Clock
 from common.errors import Forbidden, Unavailable
 from common.ids import Ids
@@ -19,6 +22,8 @@ from manager.store.store import Store, Tx, View
 
 log = logging.getLogger(__name__)
 
+Run = Callable[..., Awaitable[Any]]
+
 # How long after a certificate's end its node stays on the list of those removed.
 REMOVED_GRACE = dt.timedelta(days=7)
 
@@ -26,7 +31,11 @@ REMOVED_GRACE = dt.timedelta(days=7)
 class Authority:
     """Signs for one cluster."""
 
-    def __init__(self, store: Store, clock: Clock, ids: Ids) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, ids: Ids, run: Run = run_apart
+    ) -> None:
+        """`run` is where signing happens."""
+        self._run = run
         self._store = store
         self._clock = clock
         self._ids = ids
@@ -63,7 +72,7 @@ class Authority:
         cluster = _cluster(self._store.view())
         role = _role(cluster, asked.token)
         identity = Identity(self._ids.new(), role.value, cluster.id)
-        issued = self._sign(cluster, asked.request, identity)
+        issued = await self._sign(cluster, asked.request, identity)
         node = Node(
             id=identity.node_id,
             spec=NodeSpec(role=role, availability=asked.availability),
@@ -90,7 +99,7 @@ class Authority:
         if node is None or identity.node_id in cluster.removed_nodes:
             raise removed(identity.node_id)
         named = Identity(node.id, node.role.value, cluster.id)
-        return self._sign(cluster, asked.request, named)
+        return await self._sign(cluster, asked.request, named)
 
     async def abandon(self, identity: Identity) -> None:
         """Forget a node whose join did not come to an end. One that was ever ready stays."""
@@ -102,9 +111,10 @@ class Authority:
 
         await self._store.update(forget)
 
-    def _sign(self, cluster: Cluster, request: str, identity: Identity) -> Issued:
+    async def _sign(self, cluster: Cluster, request: str, identity: Identity) -> Issued:
         life = dt.timedelta(microseconds=cluster.spec.ca_config.node_cert_expiry / 1000)
-        certificate = certificates.sign(
+        certificate: bytes = await self._run(
+            certificates.sign,
             cluster.root_ca.certificate.encode(),
             cluster.root_ca.key.encode(),
             request.encode(),

@@ -8,6 +8,7 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 from common.errors import Invalid
+from common.keys import new_request
 from common.tls import Identity
 
 if TYPE_CHECKING:  # loaded at the first call: most daemons restart without signing anything
@@ -90,6 +91,13 @@ def sign(
         .sign(issuer_key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def first(identity: Identity, now: dt.datetime) -> tuple[bytes, bytes, bytes, bytes]:
+    """(root, root's key, certificate, its key), PEM, for a new cluster and its first node."""
+    root, root_key = new_root(identity.cluster_id, now)
+    key, request = new_request()
+    return root, root_key, sign(root, root_key, request, identity, now), key
 
 
 def _requested_key(request: bytes) -> "ec.EllipticCurvePublicKey":

@@ -6,6 +6,7 @@ import random
 import pytest
 from msgspec.structs import replace
 
+from common.apart import run_inline
 from common.errors import Forbidden, Invalid, Unavailable
 from common.ids import Ids
 from common.keys import new_request
@@ -62,7 +63,7 @@ async def authority(*objects: Node, cluster: Cluster = CLUSTER) -> tuple[Authori
             tx.put(object)
 
     await store.update(write)
-    return Authority(store, StandingClock(), Ids(RNG)), store
+    return Authority(store, StandingClock(), Ids(RNG), run_inline), store
 
 
 def asked(token: str, request: bytes = REQUEST) -> IssueRequest:
@@ -143,7 +144,7 @@ async def test_only_a_node_that_never_came_is_forgotten() -> None:
 
 
 async def test_a_manager_without_state_says_so() -> None:
-    ca = Authority(Store(StandingClock()), StandingClock(), Ids(RNG))
+    ca = Authority(Store(StandingClock()), StandingClock(), Ids(RNG), run_inline)
     ca.check(Identity("x", "worker", CLUSTER.id))
     with pytest.raises(Unavailable, match="has not got the cluster's state yet"):
         _ = ca.root

@@ -1,5 +1,6 @@
 import io
 import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,12 +9,12 @@ from common.errors import Invalid
 
 
 @pytest.fixture
-def lines() -> io.StringIO:
+def lines() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
     log.setup("info", stream)
-    yield stream  # type: ignore[misc]
+    yield stream
     root.handlers[:], root.level = handlers, level
 
 
