@@ -8,6 +8,11 @@ from collections.abc import AsyncIterator
 
 from common.clock import Clock
 from common.config import DaemonConfig
+from common.model.node import NodeDescription
+from node.describe import boot_id, describe
+from node.member import AgentSeams
+from worker.agent.agent import Agent
+from worker.agent.executor import EngineExecutor
 from worker.engine.engine import Engine
 from worker.images.images import Images
 from worker.network.networks import Networks
@@ -26,6 +31,30 @@ class Worker:
         self.networks = Networks(config, clock, rng)
         self.images = Images(config, lambda *event: self.engine.events.publish(*event))
         self.engine = Engine(config, self.images, self.networks, clock, rng)
+        self._boot_id = boot_id()
+        self._journal = config.state_dir / "agent"
+
+    def make_agent(self, seams: AgentSeams) -> Agent:
+        """The agent for a membership of a cluster."""
+
+        def description() -> NodeDescription:
+            return describe(self._config, self._version, seams.tls_info)
+
+        return Agent(
+            connect=seams.connect,
+            managers=seams.state.manager_addresses,
+            executor=EngineExecutor(
+                self.engine, self.images, description, stop_grace_s=self._config.stop_grace_s
+            ),
+            networks=self.networks,
+            journal=self._journal / "journal.db",
+            describe=description,
+            clock=self._clock,
+            rng=self._rng,
+            on_role=seams.on_role,
+            address=lambda: seams.state.data_address,
+            boot_id=self._boot_id,
+        )
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
