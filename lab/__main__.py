@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lab import demo as story
 from lab.box import LabError
 from lab.cluster import Cluster
 from lab.images import demo
@@ -30,6 +31,13 @@ def up(cluster: Cluster, machines: int, managers: int | None) -> None:
     click.echo("\nTalk to it with `shoal` or docker:")
     click.echo(f"  export DOCKER_HOST={cluster.machines[0].host}")
     click.echo(f"Or from a shell on a machine:  python -m lab --prefix {cluster.prefix} shell m1")
+
+
+@lab.command("demo")
+@click.pass_obj
+def play(cluster: Cluster) -> None:
+    """Play the main job on three machines, and remove them."""
+    story.run(cluster)
 
 
 @lab.command()

@@ -25,6 +25,7 @@ from lab.machine import Machine
 _PROJECT = Path(__file__).resolve().parents[1]
 PORT = 8080  # published on every machine
 REPLICAS = 6
+COMMAND_S = 90
 SERVICE = "web"
 CLIENT = "client"
 
@@ -63,17 +64,21 @@ class Story:
         """What `shoal ARGUMENTS` on `machine` prints. Raises LabError with its complaint."""
         if not quiet:
             self._say(f"{machine.name}# shoal {' '.join(_quoted(text) for text in arguments)}")
-        done = subprocess.run(
-            [sys.executable, "-m", "cli.main", *arguments],
-            cwd=_PROJECT,
-            env={**os.environ, "SHOAL_HOST": machine.host},
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        command = f"shoal {' '.join(arguments)}"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "cli.main", *arguments],
+                cwd=_PROJECT,
+                env={**os.environ, "SHOAL_HOST": machine.host},
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{command}: not within {COMMAND_S} s") from error
         if done.returncode != 0:
-            raise LabError(f"shoal {' '.join(arguments)}: {done.stderr.strip()}")
+            raise LabError(f"{command}: {done.stderr.strip()}")
         if not quiet:
             for line in done.stdout.rstrip().splitlines():
                 self._say(f"    {line}")
@@ -114,8 +119,8 @@ class Story:
         """A container on the same network, to ask the virtual IP from."""
         self.shoal(
             self.manager, "service", "create", "--name", CLIENT, "--network", "app",
-            "--entrypoint", "sleep", "--stop-signal", "SIGKILL", "--restart-delay", "0s",
-            "--quiet", images.web_name(1), "100000",
+            "--entrypoint", "sleep", "--no-healthcheck", "--stop-signal", "SIGKILL",
+            "--restart-delay", "0s", "--quiet", images.web_name(1), "100000",
         )  # fmt: skip
 
     def spread(self, service: str = SERVICE) -> dict[str, int]:
@@ -225,8 +230,9 @@ class Story:
     def bring_back(self, machine: Machine) -> float:
         """Power on or plug in: seconds until the node is ready again."""
         began = time.monotonic()
-        machine.heal()
         machine.start_daemon()
+        if self.cluster.switch.is_cut(machine.name):
+            machine.heal()
         wait_until(lambda: self._state(machine) == "ready", f"{machine.name} is ready", 60)
         return time.monotonic() - began
 
