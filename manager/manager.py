@@ -27,6 +27,7 @@ from common.model.node import Node, Role
 from common.protocol import dispatcher as protocol
 from common.protocol.ca import RaftJoin, RaftJoined
 from common.streams import Stream
+from common.tasks import end, heed
 from common.tls import Identity
 from manager import leader
 from manager.ca.authority import Authority, removed
@@ -166,8 +167,8 @@ class Manager:
                     group.create_task(self._follow_raft(), name="raft status"),
                 ]
                 await self.raft.run()
-                for task in around:
-                    task.cancel()
+                heed()
+                await end(*around)
         finally:
             self._term = None
             self._tell()
@@ -186,25 +187,20 @@ class Manager:
                 return
             if status.is_leader:
                 await self._lead_until_lost(status.term)
+                heed()
             now = self.raft.status
             status = await self.raft.wait_change(status) if now == status else now
 
     async def _lead_until_lost(self, term: int) -> None:
-        with contextlib.suppress(_TermEnded):
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._until_lost(term), name="term")
-                    group.create_task(self._lead(term), name="lead")
-            except* _TermEnded:
-                raise _TermEnded from None
-
-    async def _until_lost(self, term: int) -> None:
-        status = self.raft.status
-        while status.is_leader and status.term == term:
+        async with asyncio.TaskGroup() as group:
+            leading = group.create_task(self._lead(term), name="lead")
+            status = self.raft.status
+            while status.is_leader and status.term == term:
+                self._tell()
+                status = await self.raft.wait_change(status)
             self._tell()
-            status = await self.raft.wait_change(status)
-        log.info("leadership lost", extra={"term": term})
-        raise _TermEnded
+            log.info("leadership lost", extra={"term": term})
+            await end(leading)
 
     async def _lead(self, term: int) -> None:
         """Lead; when a part fails give the lead away, or try again if nobody takes it."""
@@ -216,6 +212,7 @@ class Manager:
                 log.debug("a part ended since leadership is lost", extra={"term": term})
             except* Exception:  # whatever fails in a part ends the term and not the manager
                 log.exception("a part of the leader failed", extra={"term": term})
+            heed()
             with contextlib.suppress(ShoalError):
                 await self.raft.transfer()
             await asyncio.sleep(backoff_s)
@@ -328,7 +325,3 @@ class Manager:
             tx.put(node)
 
         await self.store.update(write)
-
-
-class _TermEnded(Exception):
-    """Leadership is lost; not an error."""

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from common import rpc
 from common.errors import ProposalUncertain, ShoalError, Unavailable
+from common.tasks import end
 from common.tls import MANAGER
 
 if TYPE_CHECKING:
@@ -95,9 +96,7 @@ async def _ask(
             raise _Lost
         return asking.result()
     finally:
-        for task in (asking, losing):
-            task.cancel()
-        await asyncio.wait([asking, losing])
+        await end(asking, losing)
 
 
 async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -24,7 +24,9 @@ from common.model.node import Node, TLSInfo
 from common.protocol.ca import RaftJoin, RaftJoined
 from common.protocol.dispatcher import SessionUpdate, Welcome
 from common.streams import Stream
+from common.tasks import end, heed
 from common.tls import MANAGER, WORKER, Credentials
+from manager.ca.authority import removed
 from manager.manager import Manager
 from manager.parts import MakeParts
 from node.address import bind, split_port
@@ -123,6 +125,7 @@ class Member:
     async def _run_agent(self) -> None:
         await self._founded.wait()
         await self._around.make_agent(self).run()
+        raise removed(self.state.node_id)
 
     async def found(self, cluster: Cluster, node: Node) -> None:
         """Make the cluster of which this is the first node, while `run` runs. Raises ShoalError."""
@@ -156,6 +159,7 @@ class Member:
             else:
                 await self._forget_log()
                 await self._until_role(MANAGER)
+            heed()
 
     async def _manage_while_manager(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -164,7 +168,7 @@ class Member:
             if self.manager is not None:
                 await self.manager.stop()
                 await managing
-            managing.cancel()
+            await end(managing)
 
     async def _forget_log(self) -> None:
         """A worker has no log: what is left of one is a former manager's."""
@@ -188,7 +192,8 @@ class Member:
 
         Removed from Raft, it asks for a new place: it may have been promoted again meanwhile.
         """
-        while not await self._manage_once():
+        while self.trust.role == MANAGER and not await self._manage_once():
+            heed()
             await self._forget_log()
 
     async def _manage_once(self) -> bool:
@@ -199,13 +204,15 @@ class Member:
         assert listener is not None
         try:
             await self._enter_raft()
+            if not self.state.raft_id:
+                return True
             manager = self._make_manager()
             self.manager = listener.manager = manager
             self._news.set()
             async with asyncio.TaskGroup() as group:
                 moved = group.create_task(self._tell_address(manager), name="address")
                 await manager.run()
-                moved.cancel()
+                await end(moved)
             return not manager.raft.status.removed
         finally:
             self.manager = listener.manager = self._listener = None
@@ -229,7 +236,7 @@ class Member:
     async def _enter_raft(self) -> None:
         """Have a place in the log, which a node that was just promoted must ask for."""
         backoff_s = RETRY_MIN_S
-        while not self.state.raft_id:
+        while not self.state.raft_id and self.trust.role == MANAGER:
             try:
                 await self.join_raft()
             except ShoalError as error:

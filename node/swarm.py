@@ -29,6 +29,7 @@ from common.model.cluster import Cluster, ClusterSpec, RootCA
 from common.model.node import Availability, Node, NodeSpec, Role
 from common.protocol.ca import IssueRequest
 from common.protocol.dispatcher import Manager as ManagerAddress
+from common.tasks import end
 from common.tls import MANAGER, Credentials, Identity
 from manager.ca import certificates, tokens
 from manager.manager import make_log
@@ -151,8 +152,7 @@ class Swarm:
                 async with asyncio.timeout(STOP_S):
                     await member.stop()
         if running is not None:
-            running.cancel()
-            await asyncio.wait([running])
+            await end(running)
 
     def _run(self, member: Member) -> None:
         self._member = member
@@ -323,8 +323,7 @@ class Swarm:
                 raise Unavailable(self.error or "the membership ended before it began")
             await waiting
         finally:
-            waiting.cancel()
-            await asyncio.wait([waiting])
+            await end(waiting)
 
     # Leave
 

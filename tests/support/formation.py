@@ -19,6 +19,7 @@ from common.ids import Ids
 from common.model.node import Node, NodeDescription, NodeState, Role
 from common.protocol import dispatcher as protocol
 from common.streams import Stream, StreamClosed
+from common.tasks import end
 from manager.parts import Term
 from manager.raft.driver import Driver
 from manager.store.store import Store
@@ -51,7 +52,9 @@ class FakeDispatcher:
     async def _serve(self, node_id: str, hello: protocol.Hello, stream: Stream) -> None:
         if not self._leads:
             leader = self._raft.status.leader
-            told = leader and protocol.Manager(node_id=leader.node_id, address=leader.address)
+            told = None
+            if leader is not None:
+                told = protocol.Manager(node_id=leader.node_id, address=leader.address)
             await stream.send(protocol.encode(protocol.Redirect(leader=told)))
             return
 
@@ -82,10 +85,11 @@ class FakeDispatcher:
 class FakeParts:
     def __init__(self, store: Store, raft: Driver) -> None:
         self.api = None
-        self._make = lambda: FakeDispatcher(store, raft)
+        self._store = store
+        self._raft = raft
 
     def term(self) -> Term:
-        return Term(self._make(), [])
+        return Term(FakeDispatcher(self._store, self._raft), [])
 
 
 def make_parts(
@@ -193,8 +197,7 @@ class Machine:
         """End without handing over."""
         running = self.swarm._running
         assert running is not None
-        running.cancel()
-        await asyncio.wait([running])
+        await end(running)
         self.swarm._running = None
 
     @property
