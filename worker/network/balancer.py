@@ -39,8 +39,13 @@ def plan(
     None is a group that is not there, an empty one is there and rejects. Backends that stay keep
     their places; a hole is filled by a new one or else by the last.
     """
-    before = old or ()
-    after = _arrange(before, new or ())
+    after = _arrange(old or (), new or ())
+    return after, difference(key, old, None if new is None else after)
+
+
+def difference(key: bytes, old: Backends | None, new: Backends | None) -> list[Edit]:
+    """The edits that turn one order into another."""
+    before, after = old or (), new or ()
     edits = [
         Edit(
             "be",
@@ -51,11 +56,11 @@ def plan(
         for place in range(max(len(before), len(after)))
         if before[place : place + 1] != after[place : place + 1]
     ]
-    was = None if old is None else len(before)
-    now = None if new is None else len(after)
+    was = None if old is None else len(old)
+    now = None if new is None else len(new)
     if was != now:
         edits += _verdicts(key, was, now)
-    return after, edits
+    return edits
 
 
 def _arrange(before: Backends, wanted: Collection[bytes]) -> Backends:
@@ -101,7 +106,7 @@ class Groups:
         """The edits that make an empty table into this."""
         edits = []
         for key, backends in self.members.items():
-            edits += plan(key, None, backends)[1]
+            edits += difference(key, None, backends)
         return edits
 
 

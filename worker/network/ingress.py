@@ -217,7 +217,10 @@ class MachineTable:
         gone: Iterable[tuple[str, int]],
         ports: dict[tuple[str, int], set[tuple[str, int]]],
     ) -> None:
-        """Forget the ports in `gone`; give those in `ports` their backends."""
+        """Forget the ports in `gone`; give those in `ports` their backends.
+
+        Raises NetlinkError: somebody changed our table, and it is to be loaded.
+        """
         edits: list[Edit] = []
         for protocol, port in gone:
             edits += self._groups.put(balancer.port_key(protocol, port), None)
@@ -231,17 +234,16 @@ class MachineTable:
         table = self._names.table
         missing = balancer.counts(edits) - self._chains
         extra = balancer.extra_chains(table, BY_PORT, missing)
-        try:
-            nft.transaction(self._channel, [*extra, *balancer.messages(table, edits)])
-        except NetlinkError:  # somebody changed our table: make it ours again
-            self.load()
-        else:
-            self._chains |= missing
+        nft.transaction(self._channel, [*extra, *balancer.messages(table, edits)])
+        self._chains |= missing
 
     def open_hosts(self, ports: Iterable[HostTarget]) -> None:
         fresh = set(ports) - self._hosts
-        nft.transaction(self._channel, self._add_hosts(fresh))
         self._hosts |= fresh
+        try:
+            nft.transaction(self._channel, self._add_hosts(fresh))
+        except NetlinkError:  # somebody removed our table
+            self.load()
 
     def close_hosts(self, address: str) -> None:
         """No port leads to `address` any more."""
@@ -278,10 +280,7 @@ class MachineTable:
             *nft.delete_elements(table, "vteps", [IPv4Address(text).packed for text in lost]),
             *self._add_nodes(nodes.keys() - old.keys(), new),
         ]
-        try:
-            nft.transaction(self._channel, requests)
-        except NetlinkError:
-            self.load()
+        nft.transaction(self._channel, requests)
 
     def _add_nodes(self, indexes: Iterable[int], addresses: Iterable[str]) -> list[Message]:
         by_mac = [nft.Element(_mac_key(index), struct.pack("=I", mark(index))) for index in indexes]

@@ -83,20 +83,33 @@ class Machine:
 
     def start(
         self, subnets: Sequence[IPv4Network], member: Membership | None, table: Table
-    ) -> None:
-        """Serve `subnets`; adopt what an earlier daemon left, remove what is left over."""
+    ) -> bool:
+        """Serve `subnets`; adopt what an earlier daemon left, remove what is left over.
+
+        False if `member` cannot be: the machine has another address now. Then a join is needed.
+        """
         self._bridge.serve(self._home, tuple(subnets))
         self._table.load(subnets)
         self._member = member
+        joined = False
         if member is None:
             mesh.remove_all(self._home, self._names.mesh, self._names.bridge)
         else:
-            self._open_mesh(member, adopt=True)
+            joined = self._rejoin(member)
         self._adopt_overlays(table)
         self._adopt_sandboxes()
         self._sweep()
         self._program_peers(table)
         self._publish((), (item.service_id for item in table.services()), table)
+        return joined
+
+    def _rejoin(self, member: Membership) -> bool:
+        try:
+            self._open_mesh(member, adopt=True)
+        except (Unavailable, OSError):
+            self._mesh = None
+            return False
+        return True
 
     def _adopt_overlays(self, table: Table) -> None:
         for record in self._journal.load("overlays", OverlayRecord).values():
@@ -191,6 +204,20 @@ class Machine:
         self._bridge.serve(self._home, tuple(subnets))
         self._table.load(subnets)
 
+    def repair(self, table: Table) -> None:
+        """Bring everything where `table` is, trusting nothing that we believed of the kernel."""
+        for network_id, overlay in self._overlays.items():
+            overlay.refresh()
+            self._fill(network_id, table)
+        for name, record in self._records.items():
+            if record.spec.mode == "private":
+                self._sandboxes[name].load(self._union(record))
+        if self._mesh is not None:
+            self._mesh.refresh()
+        self._table.load()
+        self._program_peers(table)
+        self._publish((), (item.service_id for item in table.services()), table)
+
     def apply(self, touched: Touched, table: Table) -> list[str]:
         """Bring the kernel where `table` is; warnings about ports that processes hold."""
         if touched.peers:
@@ -220,7 +247,7 @@ class Machine:
             return
         peers = {
             peer.index: peer.address
-            for peer in table.peers().values()
+            for peer in table.peers()
             # a former self, lost and replaced, has our address: there is nobody to reach
             if peer.node_id != self._node_id and peer.address != self._address
         }
@@ -243,8 +270,7 @@ class Machine:
                 continue
             ready = balancer.messages("shoal", edits)
             for name in self._attached(network_id):
-                namespace, record = self._sandboxes[name], self._records[name]
-                namespace.balance(edits, ready, self._union(record))
+                self._sandboxes[name].balance(edits, ready)
 
     def _forget_flows(self, touched: Touched) -> None:
         for network_id in self._overlays:

@@ -82,6 +82,11 @@ class Mesh:
             self._home.send(self._requests(index, address, delete=False), _EXISTS)
         self._peers = wanted
 
+    def refresh(self) -> None:
+        """Forget whom we reach: all of it will be made again."""
+        self._peers = self._read()
+        self.program({})
+
     def _requests(self, index: int, address: str, delete: bool) -> list[Message]:
         """The ways to node `index`: its subnet, and answers to flows that entered there."""
         subnet = node_subnet(self._pool, index)

@@ -70,6 +70,8 @@ class Networks:
         self._namespace = machine
         self._created = clock.now()
         self._opened = False
+        self._joined = False  # as `_member`, in the kernel
+        self._damaged = False
 
     # Opening and closing
 
@@ -94,7 +96,9 @@ class Networks:
             records = self._journal.load("sandboxes", SandboxRecord).values()
             self._use(self._own_subnet(), records)
             subnets = subnets_of(records, self._ipam.subnet)
-            await self._helper.run(self._machine.start, subnets, self._member, self._table)
+            self._joined = await self._helper.run(
+                self._machine.start, subnets, self._member, self._table
+            )
         except OSError as error:
             raise _refused("open the node's network", error) from error
         self._opened = True
@@ -154,7 +158,7 @@ class Networks:
         await self._whole(self._join(member))
 
     async def _join(self, member: Membership) -> None:
-        if member == self._member:
+        if self._joined and member == self._member:
             return
         subnet = node_subnet(member.pool, member.index)
         records = self._machine.records().values()
@@ -164,7 +168,7 @@ class Networks:
             )
         except OSError as error:
             raise _refused(f"join the cluster's network as {member.address}", error) from error
-        self._member = member
+        self._member, self._joined = member, True
         self._use(subnet, records)
         await asyncio.to_thread(self._journal.put, "state", "member", member)
 
@@ -175,7 +179,7 @@ class Networks:
     async def _leave(self) -> None:
         if self._member is None and not any(True for _ in self._table.items()):
             return
-        self._member = None
+        self._member, self._joined = None, False
         self._table.apply(NetworkChange(complete=True))
         self._journal.remove("state", "member")
         self._journal.remove("state", "table")
@@ -190,14 +194,25 @@ class Networks:
     async def _apply(self, change: NetworkChange) -> None:
         touched = self._table.apply(change)
         try:
-            warnings = await self._helper.run(self._machine.apply, touched, self._table)
+            if self._damaged:
+                await self._repair()
+            for line in await self._helper.run(self._machine.apply, touched, self._table):
+                log.warning("%s", line)
         except OSError as error:
-            raise _refused("apply the endpoint table", error) from error
-        for line in warnings:
-            log.warning("%s", line)
+            # The table is ahead of the kernel now: what this change touched is known no more.
+            log.warning("repairing the network of this node after: %s", error)
+            await self._repair()
         if self._saving is None:
             loop = asyncio.get_running_loop()
             self._saving = loop.call_later(_SAVE_AFTER_S, self._save_later)
+
+    async def _repair(self) -> None:
+        self._damaged = True  # until it has worked; the next change tries again
+        try:
+            await self._helper.run(self._machine.repair, self._table)
+        except OSError as error:
+            raise _refused("apply the endpoint table", error) from error
+        self._damaged = False
 
     def _save_later(self) -> None:
         self._saving = None
@@ -235,7 +250,7 @@ class Networks:
         ports = await self._helper.run(self._machine.claim_ports, spec.id, spec.host_ports)
         address = None
         try:
-            if spec.mode == "private" and not spec.internal_only:
+            if spec.mode == "private" and not self._isolated(spec):
                 address = self._ipam.take()
             record = self._plan(spec, ports, address)
             namespace = await self._helper.run(self._machine.build, record, self._table)
@@ -275,6 +290,23 @@ class Networks:
             hosts=sandbox.hosts(spec.hostname, named),
         )
         return SandboxRecord(spec=spec, sandbox=made, legs=tuple(legs))
+
+    def _isolated(self, spec: SandboxSpec) -> bool:
+        """Whether it has no way out: all its networks are internal, and nobody comes in either."""
+        if spec.internal_only:
+            return True
+        if not spec.attachments or spec.host_ports:
+            return False
+        for item in spec.attachments:
+            network = self._table.network(item.network_id)
+            if network is None or not network.internal:
+                return False
+            address = item.address.split("/")[0]
+            for found in self._table.at(item.network_id, address):
+                service = self._table.service(getattr(found, "service_id", ""))
+                if service is not None and service.ports:
+                    return False
+        return True
 
     def _legs(
         self, spec: SandboxSpec, address: IPv4Address | None

@@ -168,6 +168,10 @@ class Overlay:
         links = [rtnl.parse_link(found) for found in self._channel.dump(rtnl.get_links())]
         return {link.name for link in links if link.kind == "veth"}
 
+    def refresh(self) -> None:
+        """Take note of the entries that are there, whatever we thought."""
+        self._entries = self.read()
+
     def read(self) -> Forwarding:
         """The entries that the kernel has."""
         vteps = {}

@@ -19,7 +19,7 @@ from worker.network import balancer, nshelper
 from worker.network.balancer import BY_ADDRESS, Edit, Groups
 from worker.network.model import Sandbox, SandboxSpec
 from worker.network.netlink import conntrack, nft, rtnl
-from worker.network.netlink.channel import NETFILTER, ROUTE, Channel, NetlinkError
+from worker.network.netlink.channel import NETFILTER, ROUTE, Channel
 from worker.network.netlink.codec import Message
 from worker.network.nshelper import NamespaceHelper
 
@@ -160,19 +160,15 @@ class Namespace:
         )
         self._chains = wanted
 
-    def balance(self, edits: Sequence[Edit], ready: Sequence[Message], groups: Groups) -> None:
+    def balance(self, edits: Sequence[Edit], ready: Sequence[Message]) -> None:
         """Carry out `edits`; `ready` are their messages, the same for many sandboxes.
 
-        If the kernel refuses, its maps are not what we believed: the whole of `groups` is loaded.
+        Raises NetlinkError: then the kernel's maps are not what we believed, and are to be loaded.
         """
         missing = balancer.counts(edits) - self._chains
         extra = balancer.extra_chains(_TABLE, BY_ADDRESS, missing)
-        try:
-            nft.transaction(self._filter, [*extra, *ready])
-        except NetlinkError:
-            self.load(groups)
-        else:
-            self._chains |= missing
+        nft.transaction(self._filter, [*extra, *ready])
+        self._chains |= missing
 
     def forget_flows(self, requests: Sequence[Message]) -> None:
         """Have conntrack drop the flows that `requests` name, unless it tracks none at all."""

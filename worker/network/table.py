@@ -59,6 +59,8 @@ class Table:
         self._endpoints: dict[str, dict[str, OverlayEndpoint]] = defaultdict(dict)
         self._members: dict[tuple[str, str], dict[str, OverlayEndpoint]] = defaultdict(dict)
         self._backends: dict[str, dict[str, IngressBackend]] = defaultdict(dict)
+        self._peers: dict[str, Peer] = {}
+        self._services: dict[str, ServiceEntry] = {}
         self._names: dict[tuple[str, str], set[Key]] = defaultdict(set)
         self._addresses: dict[tuple[str, str], set[Key]] = defaultdict(set)
 
@@ -102,6 +104,10 @@ class Table:
                 self._members[item.network_id, item.service_id][item.task_id] = item
             case IngressBackend():
                 self._backends[item.service_id][item.task_id] = item
+            case Peer():
+                self._peers[item.node_id] = item
+            case ServiceEntry():
+                self._services[item.service_id] = item
         for network_id, name in _names(item):
             self._names[network_id, name].add(place)
         for network_id, address in _addresses(item):
@@ -114,6 +120,10 @@ class Table:
                 _discard(self._members, (item.network_id, item.service_id), item.task_id)
             case IngressBackend():
                 _discard(self._backends, item.service_id, item.task_id)
+            case Peer():
+                self._peers.pop(item.node_id)
+            case ServiceEntry():
+                self._services.pop(item.service_id)
         for found in _names(item):
             self._names[found].discard(place)
             if not self._names[found]:
@@ -127,27 +137,22 @@ class Table:
         item = self._items.get(("network", network_id))
         return item if isinstance(item, OverlayNetwork) else None
 
-    def networks(self) -> Iterator[OverlayNetwork]:
-        return (item for item in self._items.values() if isinstance(item, OverlayNetwork))
-
     def service(self, service_id: str) -> ServiceEntry | None:
-        item = self._items.get(("service", service_id))
-        return item if isinstance(item, ServiceEntry) else None
+        return self._services.get(service_id)
 
-    def services(self) -> Iterator[ServiceEntry]:
-        return (item for item in self._items.values() if isinstance(item, ServiceEntry))
+    def services(self) -> Iterable[ServiceEntry]:
+        return self._services.values()
 
-    def peers(self) -> dict[str, Peer]:
-        return {item.node_id: item for item in self._items.values() if isinstance(item, Peer)}
+    def peers(self) -> Iterable[Peer]:
+        return self._peers.values()
 
     def remotes(self, network_id: str, node_id: str) -> dict[str, Remote]:
         """Address -> where it is, of the network's endpoints on nodes other than `node_id`."""
-        peers = self.peers()
         found: dict[str, Remote] = {}
         for endpoint in sorted(
             self._endpoints.get(network_id, {}).values(), key=lambda item: item.active
         ):
-            peer = peers.get(endpoint.node_id)
+            peer = self._peers.get(endpoint.node_id)
             if endpoint.node_id != node_id and peer is not None and endpoint.mac:
                 found[endpoint.address] = Remote(endpoint.mac, peer.address)
         return found

@@ -395,3 +395,80 @@ async def test_a_node_that_comes_back_with_another_index(make_lab: MakeLab) -> N
     await lab.remove(Peer(node_id="n1", index=1, address=lost.address))
     for node in lab.nodes:
         assert await ask(client, node.address, 8080, 5) == {"web.11": 5}
+
+
+async def test_state_that_somebody_else_broke_is_put_right(make_lab: MakeLab) -> None:
+    """Our tables flushed (a firewall reload, behaviour 257) and entries deleted: the next change
+    that the kernel refuses has everything made again."""
+    lab = await make_lab(2)
+    web = await service(lab)
+    node, replica = lab.nodes[0], web.replicas[0]
+    overlay = f"--net={node.config.run_dir}/netns/overlay-{NETWORK.id}"
+    sh("nsenter", f"--net=/run/netns/{node.netns}", "nft", "flush", "ruleset")
+    sh("nsenter", f"--net={replica.sandbox.netns}", "nft", "flush", "ruleset")
+    sh("nsenter", overlay, "bridge", "fdb", "del", mac_of("10.0.1.11"), "dev", "vxlan0")
+    await web.activate(web.replicas[1], False)
+    await web.activate(web.replicas[1], True)
+    client = f"{lab.prefix}-client"
+    netns = replica.sandbox.netns
+    assert (await ask(netns, "10.0.1.2", 80, 40)).keys() == {"web.10", "web.11"}
+    assert (await ask(client, node.address, 8080, 40)).keys() == {"web.10", "web.11"}
+
+
+async def test_an_internal_network_has_no_way_out(make_lab: MakeLab) -> None:
+    lab = await make_lab(2)
+    await lab.join()
+    inner = msgspec.structs.replace(NETWORK, internal=True)
+    ends = [endpoint("a", "10.0.1.10", "n1"), endpoint("b", "10.0.1.11", "n2")]
+    await lab.put(inner, *ends)
+    boxes = [
+        await node.networks.open_sandbox(spec(item.task_id, item.address))
+        for node, item in zip(lab.nodes, ends, strict=True)
+    ]
+    await lab.serve(boxes[1], "b")
+    assert await ask(boxes[0].netns, "10.0.1.11", 80) == {"b": 1}
+    assert boxes[0].node_address == ""
+    assert sh("nsenter", f"--net={boxes[0].netns}", "ip", "route", "show", "default") == ""
+
+
+async def test_a_machine_that_got_another_address_opens_and_joins_again(make_lab: MakeLab) -> None:
+    lab = await make_lab(2)
+    web = await service(lab)
+    node = lab.nodes[0]
+    await node.networks.close()
+    where = f"--net=/run/netns/{node.netns}"
+    sh("nsenter", where, "ip", "addr", "flush", "dev", "eth0")
+    sh("nsenter", where, "ip", "addr", "add", "10.77.0.55/24", "dev", "eth0")
+    node.networks = lab.make_networks(node)
+    await node.networks.open()
+    assert node.networks.sandboxes().keys() == {web.replicas[0].sandbox.id}
+    with pytest.raises(Unavailable, match="no interface of this machine has"):
+        await node.networks.join("n1", 1, POOL, node.address, 4789)
+    await node.networks.join("n1", 1, POOL, "10.77.0.55", 4789)
+    await lab.put(Peer(node_id="n1", index=1, address="10.77.0.55"))
+    netns = web.replicas[0].sandbox.netns
+    assert (await ask(netns, "10.0.1.2", 80, 40)).keys() == {"web.10", "web.11"}
+    client = f"{lab.prefix}-client"
+    assert (await ask(client, "10.77.0.55", 8080, 40)).keys() == {"web.10", "web.11"}
+
+
+async def test_two_daemons_in_one_namespace_do_not_meet(make_lab: MakeLab) -> None:
+    lab = await make_lab(1)
+    (node,) = lab.nodes
+    other = msgspec.structs.replace(
+        node.config, state_dir=node.directory / "other", run_dir=node.directory / "other-run"
+    )
+    twin = type(node)(9, node.netns, node.address, node.directory, node.networks, other)
+    twin.networks = lab.make_networks(twin)
+    await twin.networks.open()
+    try:
+        box = await twin.networks.open_sandbox(SandboxSpec(id="box"))
+        mine = await node.networks.open_sandbox(SandboxSpec(id="box"))
+        assert box.node_address != mine.node_address
+        await lab.serve(mine, "mine")
+        assert await ask(node.netns, mine.node_address, 80) == {"mine": 1}
+        assert await ask(box.netns, mine.node_address, 80) == {"mine": 1}
+        await twin.networks.close_sandbox("box")
+    finally:
+        await twin.networks.close()
+    assert await ask(node.netns, mine.node_address, 80) == {"mine": 1}
