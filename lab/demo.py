@@ -89,8 +89,10 @@ def _play(story: Story, figures: list[tuple[str, str]]) -> None:
     note("its machine back and ready", f"{back:.2f} s")
 
     _title("A machine is cut off")
-    leader = cluster.leader()
-    victim = next(machine for machine in cluster.machines if machine is not leader)
+    leader, places = cluster.leader(), story.spread()
+    victim = next(
+        machine for machine in cluster.machines if machine is not leader and machine.name in places
+    )
     seconds = story.cut(victim)
     note("machine cut off to its tasks replaced", f"{seconds:.2f} s")
     click.echo(f"Replicas on each machine: {story.spread()}")
