@@ -2,6 +2,9 @@
 
 import random
 import re
+from collections.abc import Container
+
+from common import names
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _LENGTH = 25
@@ -22,6 +25,10 @@ class Ids:
             number, digit = divmod(number, 36)
             digits.append(_ALPHABET[digit])
         return "".join(reversed(digits))
+
+    def name(self, taken: Container[str]) -> str:
+        """A name that people can read and that is a DNS label."""
+        return names.new(self._rng, taken, "-")
 
     def hex(self, length: int = 64) -> str:
         """A container id: `length` hexadecimal digits."""

@@ -63,7 +63,12 @@ class Services:
         }
 
     async def create(self, spec: ServiceSpec) -> Service:
-        """Raises Invalid, NotFound (a network), Conflict (name or port taken)."""
+        """Raises Invalid, NotFound (a network), Conflict (name or port taken).
+
+        A service without a name is given one, as Docker does."""
+        if not spec.name:
+            taken = {service.spec.name for service in _live(self._store.view())}
+            spec = msgspec.structs.replace(spec, name=self._ids.name(taken))
         validate.service(spec)
         id = self._ids.new()
 

@@ -271,8 +271,16 @@ def test_containers_by_hand(docker: Docker) -> None:
     assert docker("ps", "--filter", "name=byhand", "--format", "{{.Names}}") == "byhand"
     assert docker("container", "inspect", "--format", "{{.State.Status}}", "byhand") == "running"
     docker("stop", "-t", "0", "byhand")
-    assert docker("ps", "-aq", "--no-trunc", "--filter", "status=exited") == container
+    exited = docker("ps", "-aq", "--no-trunc", "--filter", "status=exited")
+    assert container in exited.splitlines()
     docker("rm", "byhand")
+
+
+def test_a_service_without_a_name_is_given_one(docker: Docker) -> None:
+    service = docker("service", "create", "--no-healthcheck", "-q", "web:1")
+    name = docker("service", "inspect", "--format", "{{.Spec.Name}}", service)
+    assert re.fullmatch(r"[a-z]+-[a-z]+", name)
+    docker("service", "rm", name)
 
 
 def test_events(docker: Docker) -> None:

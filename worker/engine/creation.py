@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
+from common import names
 from common.clock import Clock
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
 from common.model.container import ContainerCreate
-from worker.engine import names, points, request
+from worker.engine import points, request
 from worker.engine.container import Container, MountPoint, Record, State
 from worker.engine.disk import Disk
 from worker.engine.seams import Images, Networks

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from common import names
 from common.clock import SystemClock
 from common.errors import Conflict, Invalid
 from common.model.container import RestartRule
 from common.model.task import SECOND, HealthConfig
-from worker.engine import disk, names, restart
+from worker.engine import disk, restart
 from worker.engine.creation import Names
 from worker.engine.events import EventBus, passes
 from worker.engine.health import Verdict, command, rules

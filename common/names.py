@@ -1,6 +1,7 @@
-"""Names for containers that were given none. Pure but for the random source."""
+"""Names for containers and services that were given none. Pure but for the random source."""
 
 import random
+from collections.abc import Container
 
 _LEFT = (
     "able brave calm clear clever crisp daring eager early fair fast fleet gentle glad golden "
@@ -16,10 +17,10 @@ _RIGHT = (
 )
 
 
-def new(rng: random.Random, taken: "set[str] | dict[str, str]") -> str:
+def new(rng: random.Random, taken: Container[str], joined_by: str = "_") -> str:
     """A name that is not `taken`: swift_herring, and with a number once that gets hard."""
     for attempt in range(1000):
-        name = f"{rng.choice(_LEFT.split())}_{rng.choice(_RIGHT.split())}"
+        name = f"{rng.choice(_LEFT.split())}{joined_by}{rng.choice(_RIGHT.split())}"
         if attempt > 5:
             name += str(rng.randrange(10 ** (attempt // 5)))
         if name not in taken:
