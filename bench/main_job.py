@@ -35,7 +35,7 @@ def _measure(story: Story, rows: list[tuple[str, str, str, str]]) -> None:
     cluster.up(3)
     story.load_images()
     m1 = cluster.machines[0]
-    story.shoal(m1, "network", "create", "app")
+    story.shoal(m1, "network", "create", "bench")
 
     times = [_replicas_running(story, 30) for _ in range(RUNS)]
     rows.append(("30 replicas on an overlay with VIP running", _median(times), "< 2 s", "10.0 s"))
@@ -79,7 +79,7 @@ def _replicas_running(story: Story, count: int) -> float:
     began = time.monotonic()
     story.shoal(
         machine, "service", "create", "--name", "many", "--replicas", str(count),
-        "--network", "app", "--no-healthcheck", "--detach", images.web_name(1),
+        "--network", "bench", "--no-healthcheck", "--detach", images.web_name(1),
     )  # fmt: skip
     story.wait_running(count, "many")
     seconds = time.monotonic() - began
@@ -90,7 +90,7 @@ def _replicas_running(story: Story, count: int) -> float:
 def _update(story: Story) -> float:
     machine = story.cluster.machines[0]
     story.shoal(
-        machine, "service", "create", "--name", "many", "--replicas", "20", "--network", "app",
+        machine, "service", "create", "--name", "many", "--replicas", "20", "--network", "bench",
         "--no-healthcheck", "--update-parallelism", "5", "--update-order", "stop-first",
         "--update-monitor", "0s", "--detach", images.web_name(1),
     )  # fmt: skip

@@ -49,7 +49,7 @@ class Chaos:
             self.world.lead_since,
             self._out_of_reach.get(machine.id, 0.0),
         )
-        return not machine.unreachable and bool(machine.wires) and now - since > SETTLED_S
+        return not machine.unreachable and machine.in_session and now - since > SETTLED_S
 
     async def watch(self) -> None:
         with self.world.store.watch() as watcher:

@@ -85,7 +85,11 @@ class Machine:
         """The network between this node and the manager is gone, or back."""
         self.unreachable = silent
         for wire in self.wires:
-            wire.silent = silent
+            wire.silence(silent)
+
+    @property
+    def in_session(self) -> bool:
+        return bool(self.wires) and not self.wires[-1].closed
 
     async def _connect(self, address: str) -> Stream:
         if self.unreachable:

@@ -14,7 +14,7 @@ class Wire:
 
     def __init__(self, rng: random.Random | None = None, delay_s: float = 0.0) -> None:
         """Each message takes up to `delay_s`."""
-        self.silent = False  # messages vanish, as when the network between is gone
+        self.silent = False  # nothing arrives, as when the network between is gone for a while
         self.closed = False  # what was sent before is still received
         self.broken = False  # it is not
         self._rng = rng or random.Random(0)
@@ -29,10 +29,14 @@ class Wire:
         self.broken = True
         self.close()
 
+    def silence(self, silent: bool) -> None:
+        """While silent nothing arrives; what was sent then comes later, as with TCP."""
+        self.silent = silent
+        self._tell_soon()
+
     def close(self) -> None:
         self.closed = True
-        loop = asyncio.get_running_loop()
-        loop.call_soon(lambda: self._tell_soon(loop))
+        self._tell_soon()
 
     async def until(self, condition) -> None:  # type: ignore[no-untyped-def]
         async with self._moved:
@@ -46,8 +50,8 @@ class Wire:
         now = asyncio.get_running_loop().time()
         return now + self._rng.uniform(0, self._delay_s)
 
-    def _tell_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._telling = loop.create_task(self.tell())
+    def _tell_soon(self) -> None:
+        self._telling = asyncio.get_running_loop().create_task(self.tell())
 
 
 class MemoryStream:
@@ -65,12 +69,11 @@ class MemoryStream:
         await self._wire.until(lambda: self._wire.closed or len(self._outgoing) < WINDOW)
         if self._wire.closed:
             raise StreamClosed("the wire is closed")
-        if not self._wire.silent:
-            self._outgoing.append((self._wire.due(), data))
-            await self._wire.tell()
+        self._outgoing.append((self._wire.due(), data))
+        await self._wire.tell()
 
     async def receive(self) -> bytes:
-        await self._wire.until(lambda: self._wire.closed or self._incoming)
+        await self._wire.until(self._readable)
         if self._wire.broken or not self._incoming:
             raise StreamClosed("the wire is closed")
         due, data = self._incoming.popleft()
@@ -82,3 +85,8 @@ class MemoryStream:
 
     async def close(self) -> None:
         self._wire.close()
+
+    def _readable(self) -> bool:
+        return self._wire.broken or (
+            not self._wire.silent and (self._wire.closed or bool(self._incoming))
+        )

@@ -1,5 +1,6 @@
 """Services: what is stored, what is refused, what is found (API 242-250)."""
 
+import re
 from typing import Any
 
 import pytest
@@ -59,7 +60,6 @@ def published(*ports: PortConfig, mode: str = "") -> ServiceSpec:
 
 
 BAD = [
-    (spec(""), Invalid, "service name is missing"),
     (spec("a b"), Invalid, "service name 'a b' is not valid"),
     (spec("x" * 64), Invalid, "63 at most"),
     (spec(replicas=-1), Invalid, "replicas is -1"),
@@ -162,6 +162,12 @@ async def test_names_and_ports_are_given_once(world: World) -> None:
     await world.api.services.create(spec("host", ports=[build.port(80, 8080, publish_mode="host")]))
     await world.api.services.remove("web")
     await world.api.services.create(other)
+
+
+async def test_a_service_without_a_name_is_given_one(world: World) -> None:
+    first, second = [await world.api.services.create(spec("")) for _ in range(2)]
+    assert first.spec.name != second.spec.name
+    assert re.fullmatch(r"[a-z]+-[a-z]+", first.spec.name)
 
 
 async def test_removed_services_are_not_there(world: World) -> None:
