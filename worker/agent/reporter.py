@@ -49,6 +49,10 @@ class Reporter:
         if number >= self._number:
             self._sent = {}
 
+    def is_stored(self, number: int) -> bool:
+        """Whether report `number` of this session is."""
+        return number < self._number or not self._sent
+
     @property
     def idle(self) -> bool:
         """Whether the manager has it all."""

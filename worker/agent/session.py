@@ -45,6 +45,7 @@ SILENCE_BEATS = 3  # a manager that answers none of so many heartbeats is gone
 JITTER = 0.1
 ASSIGNS_MAX = 16
 LOG_REQUESTS_MAX = 64
+STORED_S = 30.0  # a leader that commits nothing for so long is none
 RESYNC_WAIT_S = 1.5  # complete sets may not be asked for faster (dispatcher.RESYNC_S)
 
 
@@ -221,7 +222,19 @@ class Session:
             report = self._reporter.next()
             if report is not None:
                 await self._send(report)
-            await self._reports.wait()
+                await self._stored(report.number)
+            else:
+                await self._reports.wait()
+
+    async def _stored(self, number: int) -> None:
+        """Until report `number` is committed; what is to be said meanwhile goes with the next."""
+        try:
+            async with asyncio.timeout(STORED_S):
+                while not self._reporter.is_stored(number):
+                    self._reports.clear()
+                    await self._reports.wait()
+        except TimeoutError as error:
+            raise StreamClosed(f"no report was stored for {STORED_S:g} s") from error
 
     async def _send(self, message: FromAgent) -> None:
         data = encode(message)
