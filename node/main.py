@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 import msgspec
@@ -20,6 +20,7 @@ from common import log
 from common.clock import SystemClock
 from common.config import DaemonConfig, load
 from common.errors import Forbidden, ShoalError
+from node.memory import frugal
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def main(
         log.setup(settings.log_level)
         if os.geteuid() != 0:
             raise Forbidden("shoald must run as root: it makes namespaces, mounts and networks")
+        frugal()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings))
     except ShoalError as error:
@@ -68,19 +70,30 @@ async def _serve(settings: DaemonConfig) -> None:
     from node.api.app import make_app
     from node.daemon import Daemon
 
-    settings = msgspec.structs.replace(
-        settings, hostname=settings.hostname or socket.gethostname()
-    )
+    settings = msgspec.structs.replace(settings, hostname=settings.hostname or socket.gethostname())
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
     rng = random.SystemRandom()  # tokens and ids must not be guessed
     daemon = Daemon(settings, _version(), SystemClock(), rng, make_app, make_parts)
     gc.collect()
     gc.freeze()  # what was imported stays: no need to look through it again and again
     with log.fields(host=settings.hostname):
         await daemon.run(stopping)
+
+
+def _log_tasks() -> None:
+    """What the daemon is doing, for whoever wonders why it does nothing (kill -USR1)."""
+    for task in asyncio.all_tasks():
+        where: list[str] = []
+        waiting: Any = task.get_coro()
+        while waiting is not None and (frame := getattr(waiting, "cr_frame", None)) is not None:
+            code = frame.f_code
+            where.append(f"{Path(code.co_filename).stem}.{code.co_name}:{frame.f_lineno}")
+            waiting = getattr(waiting, "cr_await", None)
+        _log.warning("task", extra={"named": task.get_name(), "where": " > ".join(where)})
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
