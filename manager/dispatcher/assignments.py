@@ -186,7 +186,7 @@ class Assignments:
         increments = {}
         for node_id in sorted({*networks, *(id for id in dirty if id in self._shares)}):
             share = self._shares[node_id]
-            tasks, removed = self._task_changes(share, dirty.get(node_id, {}))
+            tasks, removed = self._task_changes(node_id, dirty.get(node_id, {}))
             network = networks.get(node_id, NetworkChange())
             if tasks or removed or network.puts or network.removes:
                 increments[node_id] = self._assign(share, tasks, removed, network)
@@ -217,11 +217,13 @@ class Assignments:
             self._follow(self._shares[node_id], node_id, after)
         return changes
 
-    def _task_changes(self, share: _Share, dirty: Iterable[str]) -> tuple[list[Task], list[str]]:
+    def _task_changes(self, node_id: str, dirty: Iterable[str]) -> tuple[list[Task], list[str]]:
+        share = self._shares[node_id]
         tasks, removed = [], []
         for id in dirty:
             task = self._tasks.get(id)
-            shown = None if task is None else self._shown(task)
+            here = task is not None and task.node_id == node_id
+            shown = self._shown(task) if task is not None and here else None
             if shown is not None:
                 tasks.append(shown)
             elif id in share.marks:
