@@ -1,0 +1,81 @@
+"""What the agent does next for a task."""
+
+import pytest
+
+from common.model.task import TaskState
+from worker.agent.steps import Seen, Step, ending, next_step
+
+S = TaskState
+
+
+def seen(state: str, **more: object) -> Seen:
+    return Seen(id="c", state=state, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("state", "desired", "container", "expect"),
+    [
+        pytest.param(S.ASSIGNED, S.RUNNING, None, Step.ACCEPT, id="new"),
+        pytest.param(S.ACCEPTED, S.RUNNING, None, Step.PREPARE, id="accepted"),
+        pytest.param(S.PREPARING, S.RUNNING, None, Step.PREPARE, id="crashed while preparing"),
+        pytest.param(S.PREPARING, S.RUNNING, seen("created"), Step.SAY_READY, id="made"),
+        pytest.param(S.ACCEPTED, S.RUNNING, seen("created"), Step.SAY_READY, id="made before"),
+        pytest.param(S.READY, S.READY, seen("created"), Step.REST, id="its start is delayed"),
+        pytest.param(S.READY, S.RUNNING, seen("created"), Step.START, id="its start is due"),
+        pytest.param(S.READY, S.COMPLETE, seen("created"), Step.START, id="a job starts too"),
+        pytest.param(S.STARTING, S.RUNNING, seen("created"), Step.START, id="crashed at start"),
+        pytest.param(S.STARTING, S.RUNNING, seen("running"), Step.SAY_RUNNING, id="started"),
+        pytest.param(
+            S.STARTING, S.RUNNING, seen("running", health="starting"), Step.WATCH, id="not healthy"
+        ),
+        pytest.param(
+            S.STARTING,
+            S.RUNNING,
+            seen("running", health="healthy"),
+            Step.SAY_RUNNING,
+            id="healthy",
+        ),
+        pytest.param(
+            S.RUNNING, S.RUNNING, seen("running", health="unhealthy"), Step.STOP_SICK, id="sick"
+        ),
+        pytest.param(S.RUNNING, S.RUNNING, seen("paused"), Step.WATCH, id="paused is live"),
+        pytest.param(S.RUNNING, S.RUNNING, seen("running"), Step.WATCH, id="runs"),
+        pytest.param(S.RUNNING, S.COMPLETE, seen("running"), Step.WATCH, id="a job runs"),
+        pytest.param(S.RUNNING, S.RUNNING, seen("exited"), Step.SAY_EXITED, id="ended"),
+        pytest.param(S.RUNNING, S.RUNNING, None, Step.SAY_GONE, id="removed by somebody"),
+        pytest.param(S.RUNNING, S.SHUTDOWN, seen("running"), Step.STOP, id="to be stopped"),
+        pytest.param(S.RUNNING, S.SHUTDOWN, seen("exited"), Step.SAY_SHUTDOWN, id="stopped"),
+        pytest.param(S.ASSIGNED, S.SHUTDOWN, None, Step.SAY_SHUTDOWN, id="never begun"),
+        pytest.param(S.SHUTDOWN, S.SHUTDOWN, seen("exited"), Step.REST, id="its log remains"),
+        pytest.param(S.SHUTDOWN, S.REMOVE, seen("exited"), Step.CLEAR, id="nothing remains"),
+        pytest.param(S.FAILED, S.REMOVE, None, Step.REST, id="over (AGT 235)"),
+        pytest.param(S.COMPLETE, S.RUNNING, seen("exited"), Step.REST, id="never restarted"),
+    ],
+)
+def test_next_step(
+    state: TaskState, desired: TaskState, container: Seen | None, expect: Step
+) -> None:
+    assert next_step(state, desired, container) is expect
+
+
+def test_after_a_reboot_what_should_run_starts_again() -> None:
+    ended = seen("exited", exit_code=137)
+    assert next_step(S.RUNNING, S.RUNNING, ended, revive=True) is Step.START
+    assert next_step(S.RUNNING, S.SHUTDOWN, ended, revive=True) is Step.SAY_SHUTDOWN
+    assert next_step(S.FAILED, S.RUNNING, ended, revive=True) is Step.REST
+
+
+@pytest.mark.parametrize(
+    ("container", "state", "words"),
+    [
+        pytest.param(seen("exited"), S.COMPLETE, "", id="0"),
+        pytest.param(seen("exited", exit_code=2), S.FAILED, "non-zero exit (2)", id="2"),
+        pytest.param(seen("exited", exit_code=137, oom_killed=True), S.FAILED, "OOM", id="oom"),
+        pytest.param(seen("exited", error="no such file"), S.FAILED, "no such file", id="error"),
+    ],
+)
+def test_how_a_task_ended(container: Seen, state: TaskState, words: str) -> None:
+    """AGT 233."""
+    found, reason = ending(container)
+    assert found is state
+    assert words in reason
