@@ -37,6 +37,9 @@ def tend(scene: Scene, draft: Draft, may_replace: Callable[[Key], bool]) -> None
     for slot in draft.slots().values():
         for task in slot.active:
             if _is_over(task):
+                if _waits_out_its_delay(scene, task):
+                    draft.wake(task.start_after or scene.now)
+                    continue
                 draft.desire(task, TaskState.SHUTDOWN)
                 if may_replace(slot.key) and _needs_successor(scene, slot, task):
                     _retry(scene, draft, slot, task)
@@ -111,6 +114,17 @@ def stop_limit(task: Task) -> dt.timedelta:
 def _is_over(task: Task) -> bool:
     """Whether an active task has ended, other than by the loss of its node."""
     return TaskState.RUNNING < task.status.state < TaskState.ORPHANED
+
+
+def _waits_out_its_delay(scene: Scene, task: Task) -> bool:
+    """Whether `task` ended while it was prepared, before its delay was over.
+
+    Its successor is made when the delay is over: a node that refuses a task refuses the next one
+    as quickly, so without this the delay would never be waited for.
+    """
+    if task.desired_state is not TaskState.READY or task.start_after is None:
+        return False
+    return scene.now < task.start_after
 
 
 def _needs_successor(scene: Scene, slot: Slot, task: Task) -> bool:

@@ -34,6 +34,7 @@ class FakeAgents:
         self.stops_s = stops_s
         self.starts_s = starts_s
         self.fails: dict[str, TaskState] = {}  # image -> how its tasks end instead of running
+        self.fails_in_preparation = False  # already while they wait to run
         self.full = False  # nothing can be placed here; also for when the scheduler is at work
         self._under_way: set[tuple[str, TaskState]] = set()
 
@@ -65,11 +66,13 @@ class FakeAgents:
             return state, 0
         if desired > TaskState.RUNNING:
             return (state, 0) if self.stops_s is None else (TaskState.SHUTDOWN, self.stops_s)
+        end = self.fails.get(image_of(task))
         if desired is TaskState.READY:
+            if end is not None and self.fails_in_preparation:
+                return end, self.starts_s
             return max(state, TaskState.READY), 0
         if state is TaskState.RUNNING:
             return state, 0
-        end = self.fails.get(image_of(task))
         return (TaskState.RUNNING if end is None else end), self.starts_s
 
     async def _later(self, wait_s: float, id: str, state: TaskState) -> None:

@@ -114,6 +114,20 @@ async def test_restart_after_the_delay(world: World) -> None:
     assert 5 <= world.now - began < 5.5
 
 
+async def test_what_is_refused_in_preparation_waits_for_the_delay_too(world: World) -> None:
+    """REP 70: a task is prepared during its delay; one refused then is not followed at once."""
+    world.agents.fails["bad"] = TaskState.REJECTED
+    world.agents.fails_in_preparation = True
+    web = await world.create(image="bad", restart=RestartPolicy(delay=5 * SECOND))
+    seen: set[str] = set()
+    for _ in range(210):
+        await asyncio.sleep(0.1)
+        seen |= {task.id for task in world.tasks(web.id)}
+    assert 5 <= len(seen) <= 6  # at 0 the first, and then one for each delay
+    await world.update(web, image="good")
+    await world.all_running(web, 1)
+
+
 @pytest.mark.parametrize(
     ("condition", "ended", "again"),
     [
