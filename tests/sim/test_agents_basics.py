@@ -1,6 +1,7 @@
 """One thing at a time between a dispatcher and its agents, in virtual time."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import msgspec
@@ -382,3 +383,44 @@ async def test_thirty_tasks_start_in_a_moment_with_few_messages(world: AgentsWor
         assert asyncio.get_running_loop().time() - begin < 1.5
         messages = [m.networks.applied - n for m, n in zip(world.machines, applied, strict=True)]
         assert max(messages) < 60
+
+
+async def test_logs_of_a_service_come_from_all_nodes_each_line_once(world: AgentsWorld) -> None:
+    """LOG 166, 168, 170."""
+    async with world.running():
+        ids = [await world.create(machine, "web") for machine in world.machines]
+        for number, (id, machine) in enumerate(zip(ids, world.machines, strict=True)):
+            await world.until_state(id, S.RUNNING)
+            machine.engine.lines[id] = [b"%d.%d\n" % (number, line) for line in range(700)]
+        lines = [line.data async for line in world.dispatcher.logs(service_id="web")]
+        assert sorted(lines) == sorted(b"%d.%d\n" % (n, i) for n in range(3) for i in range(700))
+        one = [line.data async for line in world.dispatcher.logs(task_id=ids[1])]
+        assert one == [b"1.%d\n" % i for i in range(700)]
+        assert [line async for line in world.dispatcher.logs(task_id="nobody's")] == []
+
+
+async def test_following_logs_survives_a_cut_and_sees_later_tasks(world: AgentsWorld) -> None:
+    """LOG 167."""
+    async with world.running():
+        first, second = world.machines[:2]
+        a = await world.create(first, "web")
+        await world.until_state(a, S.RUNNING)
+        first.engine.lines[a] = [b"a\n" * 3000] * 50  # more than the credit
+        found: list[bytes] = []
+
+        async def follow() -> None:
+            lines = world.dispatcher.logs(service_id="web", follow=True)
+            async with contextlib.aclosing(lines) as open_lines:
+                async for line in open_lines:
+                    found.append(line.data)  # noqa: PERF401 - read while it grows
+
+        following = asyncio.get_running_loop().create_task(follow())
+        await world.until(lambda: len(found) == 50)
+        first.engine.lines[a].append(b"late\n")
+        first.cut()
+        await world.until(lambda: found[-1] == b"late\n")
+        b = await world.create(second, "web")
+        second.engine.lines[b] = [b"b\n"]
+        await world.until(lambda: found[-1] == b"b\n")
+        assert len(found) == 52
+        following.cancel()

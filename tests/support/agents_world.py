@@ -170,7 +170,7 @@ class AgentsWorld:
 
     # Tasks
 
-    async def create(self, machine: Machine, **more: object) -> str:
+    async def create(self, machine: Machine, service: str = "", **more: object) -> str:
         """A task on `machine` and on the overlay; its id."""
         self._tasks += 1
         number = self._tasks
@@ -190,7 +190,8 @@ class AgentsWorld:
             ),
             **more,
         )
-        await self.store.update(lambda tx: tx.put(task))
+        made = replace(task, service_id=service)
+        await self.store.update(lambda tx: tx.put(made))
         return id
 
     async def want(self, task_id: str, desired: TaskState) -> None:
