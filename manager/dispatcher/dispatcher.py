@@ -17,13 +17,11 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from common.clock import Clock
-from common.errors import ShoalError
 from common.ids import Ids
 from common.model.cluster import Cluster, DispatcherConfig
 from common.model.node import Node, NodeState
 from common.model.task import SECOND, Task
 from common.protocol.dispatcher import (
-    PROTOCOL_VERSION,
     Applied,
     Assign,
     FromAgent,
@@ -48,10 +46,11 @@ from common.protocol.dispatcher import (
 )
 from common.streams import Stream, StreamClosed
 from manager.dispatcher import nodes
+from manager.dispatcher.admission import Admission
 from manager.dispatcher.assignments import Assignments, Hold
 from manager.dispatcher.connection import Connection
 from manager.dispatcher.logs import LogRelay
-from manager.dispatcher.sessions import RATE_PERIODS, Liveness, RateLimit
+from manager.dispatcher.sessions import Liveness
 from manager.dispatcher.statuses import StatusIntake
 from manager.dispatcher.stopping import DEADLINE_S, DRAIN_S, StopBarrier
 from manager.store.store import Event, Store, View, Watcher
@@ -61,7 +60,6 @@ log = logging.getLogger(__name__)
 
 COALESCE_S = 0.002  # commits of one burst come closer together than this
 HELLO_S = 10.0
-INDEX_S = 10.0  # how long a new node may have to wait for the allocator
 RESYNC_S = 1.0  # an agent that wants complete sets faster has to reconnect
 HOUR_S = 3600.0
 
@@ -89,7 +87,7 @@ class Dispatcher:
         self._assignments = Assignments()
         self._barrier = StopBarrier(stop_deadline_s, drain_s)
         self._liveness = Liveness(period_s=1.0)
-        self._rate = RateLimit(period_s=RATE_PERIODS)
+        self._admission = Admission(store, self._ids, self._on_registered)
         self._intake = StatusIntake(store, self._assignments.node_of, self._on_stored)
         self._relay = LogRelay(self._ids, self._send_log, self._now_ns)
         self._connections: dict[str, Connection] = {}
@@ -97,6 +95,7 @@ class Dispatcher:
         self._applied: dict[str, int] = {}
         self._resynced: dict[str, float] = {}
         self._down_since: dict[str, float] = {}
+        self._seen_tasks: dict[str, Task] = {}  # since the last flush
         self._managers: tuple[Manager, ...] = ()
         self._serving = asyncio.Event()
         self._dirty = asyncio.Event()
@@ -160,7 +159,7 @@ class Dispatcher:
         self._assignments.observe(event.object, removed=removed)
         match event.object:
             case Task() if not removed and event.object.node_id:
-                self._relay.observe(event.object)
+                self._seen_tasks[event.object.id] = event.object
             case Node() if removed:
                 self._node_removed(event.object.id)
             case Node():
@@ -174,7 +173,7 @@ class Dispatcher:
         config = DispatcherConfig() if cluster is None else cluster.spec.dispatcher
         period_s = max(config.heartbeat_period / SECOND, 0.05)
         self._liveness.period_s = period_s
-        self._rate.period_s = RATE_PERIODS * period_s
+        self._admission.set_period(period_s)
 
     # Nodes
 
@@ -190,7 +189,7 @@ class Dispatcher:
             connection.end(Refused(reason="the node was removed from the cluster", removed=True))
         self._liveness.forget(node_id)
         self._barrier.forget(node_id, self._now())
-        self._rate.forget(node_id)
+        self._admission.forget(node_id)
         for memory in (self._sequences, self._applied, self._resynced, self._down_since):
             memory.pop(node_id, None)
         self._managers = nodes.managers(self._store.view())
@@ -228,6 +227,10 @@ class Dispatcher:
         flush = self._assignments.flush()
         for node_id, increment in flush.increments.items():
             self._connections[node_id].assign(self._numbered(node_id, increment))
+        # After the increments: an agent is asked for lines of tasks that it knows.
+        seen, self._seen_tasks = self._seen_tasks, {}
+        for task in seen.values():
+            self._relay.observe(task)
         by_topics: dict[frozenset[str], list[Hold]] = {}
         for hold in flush.holds:
             by_topics.setdefault(hold.topics, []).append(hold)
@@ -325,63 +328,16 @@ class Dispatcher:
             await stream.close()
 
     async def _admit(self, node_id: str, hello: FromAgent) -> Welcome | Refused | Redirect:
-        if not isinstance(hello, Hello):
-            return Refused(reason="a session starts with hello")
-        if hello.protocol != PROTOCOL_VERSION:
-            return Refused(
-                reason=f"the manager speaks protocol {PROTOCOL_VERSION}, the agent"
-                f" {hello.protocol}; bring both to the same version"
-            )
         await self._serving.wait()
-        if self._over:
-            return Redirect(leader=None)
-        if not self._rate.admit(node_id, self._now()):
-            return Refused(reason="too many registrations; slow down")
-        try:
-            node = await self._register(node_id, hello)
-        except TimeoutError:
-            return Refused(reason="the node has no index yet; try again")
-        except ShoalError as error:
-            log.info("cannot register node %s: %s", node_id, error)
-            return Redirect(leader=None)
-        if node is None or self._over:
-            return self._turned_away(node_id)
-        return self._welcome(node)
+        answer = (
+            Redirect(leader=None) if self._over else await self._admission.admit(node_id, hello)
+        )
+        return Redirect(leader=None) if self._over else answer
 
-    def _turned_away(self, node_id: str) -> Refused | Redirect:
-        if self._over:
-            return Redirect(leader=None)
-        removed = any(node_id in c.removed_nodes for c in self._store.view().find(Cluster))
-        return Refused(reason=f"node {node_id} is not in the cluster", removed=removed)
-
-    async def _register(self, node_id: str, hello: Hello) -> Node | None:
-        """Store what the node says of itself; returns it once it has an index."""
-        if self._store.view().get(Node, node_id) is None:
-            return None
+    def _on_registered(self, node_id: str) -> None:
         self._liveness.heard(node_id, self._now())
         self._down_since.pop(node_id, None)
         self._timers.set()
-        await self._store.update(lambda tx: nodes.set_ready(tx, node_id, hello))
-        async with asyncio.timeout(INDEX_S):
-            with self._store.watch() as watcher:
-                while True:
-                    node = self._store.view().get(Node, node_id)
-                    if node is None or node.index:
-                        return node
-                    await watcher.wait()
-
-    def _welcome(self, node: Node) -> Welcome:
-        cluster = next(iter(self._store.view().find(Cluster)), None)
-        return Welcome(
-            session_id=self._ids.new(),
-            node_id=node.id,
-            heartbeat_s=self._liveness.period_s,
-            role=node.spec.role.value,
-            managers=self._managers,
-            node_index=node.index,
-            node_pool="" if cluster is None else cluster.node_pool,
-            data_path_port=0 if cluster is None else cluster.data_path_port,
-        )
 
     async def _session(self, node_id: str, stream: Stream, welcome: Welcome) -> None:
         old = self._connections.get(node_id)

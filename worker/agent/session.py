@@ -104,7 +104,7 @@ class Session:
         self._heard = 0.0
         self._sequence: int | None = None  # last assignment applied; None: want a complete one
         self._settled = False  # the node agrees with `_sequence` just now
-        self._assigns: asyncio.Queue[Assign] = asyncio.Queue(ASSIGNS_MAX)
+        self._assigns: asyncio.Queue[Assign | LogRequest] = asyncio.Queue(ASSIGNS_MAX)
         self._senders: dict[str, tuple[LogSender, asyncio.Task[None]]] = {}
         self._sending = asyncio.Lock()
 
@@ -123,9 +123,9 @@ class Session:
         await self._work.welcome(answer)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(group), name="session reader")
+                group.create_task(self._read(), name="session reader")
                 group.create_task(self._beat(), name="session heartbeat")
-                group.create_task(self._apply(), name="session assignments")
+                group.create_task(self._apply(group), name="session assignments")
                 group.create_task(self._report(), name="session reports")
                 group.create_task(self._work.watch(), name="session watch")
         except BaseExceptionGroup as errors:
@@ -133,16 +133,17 @@ class Session:
 
     # Reading
 
-    async def _read(self, group: asyncio.TaskGroup) -> None:
+    async def _read(self) -> None:
         self._heard = self._now()
         while True:
             message = decode_to_agent(await self._stream.receive())
             self._heard = self._now()
-            await self._take(message, group)
+            await self._take(message)
 
-    async def _take(self, message: ToAgent, group: asyncio.TaskGroup) -> None:
+    async def _take(self, message: ToAgent) -> None:
         match message:
-            case Assign():
+            case Assign() | LogRequest():
+                # In one line: lines may be asked for of a task that was assigned just before.
                 await self._assigns.put(message)
             case StatusStored():
                 self._reporter.stored(message.number)
@@ -150,8 +151,6 @@ class Session:
             case SessionUpdate():
                 self._heartbeat_s = message.heartbeat_s
                 self._work.session_update(message)
-            case LogRequest():
-                await self._begin_logs(message, group)
             case LogCredit():
                 if message.request_id in self._senders:
                     self._senders[message.request_id][0].credit(message.chunks)
@@ -177,26 +176,32 @@ class Session:
 
     # Assignments
 
-    async def _apply(self) -> None:
+    async def _apply(self, group: asyncio.TaskGroup) -> None:
         while True:
-            assign = await self._assigns.get()
-            if not assign.complete and self._sequence is None:
-                continue  # until the complete set that was asked for
-            if not assign.complete and assign.sequence != (self._sequence or 0) + 1:
-                await self._resync(f"sequence {assign.sequence} after {self._sequence}")
-                continue
-            self._settled = False
-            try:
-                await self._work.apply(assign)
-            except ShoalError as error:
-                log.warning("cannot apply assignment %d: %s", assign.sequence, error)
-                await self._resync(str(error))
-                continue
-            self._sequence = assign.sequence
-            self._settled = True
-            await self._send(Applied(sequence=assign.sequence))
-            if (assign.digest, assign.tasks_digest) != self._work.digests():
-                await self._resync(f"the digests differ after assignment {assign.sequence}")
+            message = await self._assigns.get()
+            if isinstance(message, Assign):
+                await self._apply_one(message)
+            else:
+                await self._begin_logs(message, group)
+
+    async def _apply_one(self, assign: Assign) -> None:
+        if not assign.complete and self._sequence is None:
+            return  # until the complete set that was asked for
+        if not assign.complete and assign.sequence != (self._sequence or 0) + 1:
+            await self._resync(f"sequence {assign.sequence} after {self._sequence}")
+            return
+        self._settled = False
+        try:
+            await self._work.apply(assign)
+        except ShoalError as error:
+            log.warning("cannot apply assignment %d: %s", assign.sequence, error)
+            await self._resync(str(error))
+            return
+        self._sequence = assign.sequence
+        self._settled = True
+        await self._send(Applied(sequence=assign.sequence))
+        if (assign.digest, assign.tasks_digest) != self._work.digests():
+            await self._resync(f"the digests differ after assignment {assign.sequence}")
 
     async def _resync(self, reason: str) -> None:
         log.warning("asking for a complete set of assignments: %s", reason)
