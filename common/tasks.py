@@ -1,11 +1,15 @@
 """Ending tasks."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _AGAIN_S = 0.5
 
 
-async def end(*tasks: "asyncio.Task[object]") -> None:
+async def end(*tasks: "asyncio.Task[Any]") -> None:
     """Cancel `tasks` and wait until they are done, whatever their outcome.
 
     Before Python 3.13 a TaskGroup loses a cancellation that arrives together with the failure of
@@ -18,11 +22,15 @@ async def end(*tasks: "asyncio.Task[object]") -> None:
         _, left = await asyncio.wait(left, timeout=_AGAIN_S)
 
 
-def heed() -> None:
-    """Raise CancelledError if this task was cancelled, even if that was lost on the way (`end`).
+async def own(doing: Coroutine[Any, Any, T]) -> T:
+    """Do `doing` in a task of its own; cancelled with the caller, who hears of it for sure.
 
-    For loops around what uses a TaskGroup: without it they would go on for ever.
+    For loops around what fails inside a TaskGroup: before Python 3.13 such a failure can swallow
+    a cancellation of the task it happens in, or leave that task marked as cancelled.
     """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+    task = asyncio.get_running_loop().create_task(doing)
+    try:
+        await asyncio.wait([task])
+        return task.result()
+    finally:
+        await end(task)

@@ -27,7 +27,7 @@ from common.model.node import Node, Role
 from common.protocol import dispatcher as protocol
 from common.protocol.ca import RaftJoin, RaftJoined
 from common.streams import Stream
-from common.tasks import end, heed
+from common.tasks import end, own
 from common.tls import Identity
 from manager import leader
 from manager.ca.authority import Authority, removed
@@ -166,8 +166,7 @@ class Manager:
                     group.create_task(self._transport.peers.run(), name="raft peers"),
                     group.create_task(self._follow_raft(), name="raft status"),
                 ]
-                await self.raft.run()
-                heed()
+                await own(self.raft.run())
                 await end(*around)
         finally:
             self._term = None
@@ -186,8 +185,7 @@ class Manager:
                 await self.raft.stop()
                 return
             if status.is_leader:
-                await self._lead_until_lost(status.term)
-                heed()
+                await own(self._lead_until_lost(status.term))
             now = self.raft.status
             status = await self.raft.wait_change(status) if now == status else now
 
@@ -207,12 +205,11 @@ class Manager:
         backoff_s = BACKOFF_MIN_S
         while True:
             try:
-                await self._lead_once(term)
+                await own(self._lead_once(term))
             except* (NotLeader, Unavailable):
                 log.debug("a part ended since leadership is lost", extra={"term": term})
             except* Exception:  # whatever fails in a part ends the term and not the manager
                 log.exception("a part of the leader failed", extra={"term": term})
-            heed()
             with contextlib.suppress(ShoalError):
                 await self.raft.transfer()
             await asyncio.sleep(backoff_s)

@@ -9,6 +9,7 @@ last one stopped.
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from common.model.cluster import Cluster
 from common.model.node import ManagerStatus, Node, Role
 from manager.raft.membership import Change, Promote, Remove
 from manager.raft.message import Member
-from manager.store.store import Resync, Store, Tx, Watcher
+from manager.raft.status import RaftStatus
+from manager.store.store import Resync, Store, Tx
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +59,10 @@ class Raft(Protocol):
     @property
     def member_id(self) -> str: ...
     @property
-    def status(self) -> "Status": ...
+    def status(self) -> RaftStatus: ...
     async def change_members(self, change: Change) -> None: ...
     async def transfer(self) -> None: ...
-
-
-class Status(Protocol):
-    @property
-    def members(self) -> Sequence[Member]: ...
+    async def wait_change(self, seen: RaftStatus) -> RaftStatus: ...
 
 
 def plan(nodes: Sequence[Node], members: Sequence[Member], own_id: str) -> list[Step]:
@@ -116,9 +114,33 @@ class RoleManager:
 
     async def run(self) -> None:
         """Until cancelled; raises what the store raises when leadership is lost."""
+        news = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_nodes(news), name="nodes")
+            group.create_task(self._watch_members(news), name="members")
+            while True:
+                news.clear()
+                pause_s = await self._round()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await news.wait()
+
+    async def _watch_nodes(self, news: asyncio.Event) -> None:
         with self._store.watch() as watcher:
             while True:
-                await _news(watcher, await self._round())
+                try:
+                    events = await watcher.next()
+                except Resync:
+                    news.set()  # every round looks at the whole state anyway
+                    continue
+                if any(isinstance(event.object, Node) for event in events):
+                    news.set()
+
+    async def _watch_members(self, news: asyncio.Event) -> None:
+        status = self._raft.status
+        while True:
+            status = await self._raft.wait_change(status)
+            news.set()
 
     async def _round(self) -> float:
         """Take the steps there are to take. Returns how long to wait at most, seconds."""
@@ -178,13 +200,3 @@ def _forget(tx: Tx, now: dt.datetime) -> None:
         gone = _outlived(cluster, now)
         kept = {key: value for key, value in cluster.removed_nodes.items() if key not in gone}
         tx.put(msgspec.structs.replace(cluster, removed_nodes=kept))
-
-
-async def _news(watcher: Watcher, pause_s: float) -> None:
-    """Until a node changed, or `pause_s` has passed. Tasks change all the time, and are ignored."""
-    try:
-        async with asyncio.timeout(pause_s):
-            while not any(isinstance(event.object, Node) for event in await watcher.next()):
-                pass
-    except (TimeoutError, Resync):
-        return  # every round looks at the whole state anyway

@@ -92,9 +92,7 @@ def _address_of(interface: Interface, field: str) -> str:
 
 def _choices(interfaces: Sequence[Interface]) -> str:
     return ", ".join(
-        f"{interface.name} {address}"
-        for interface in interfaces
-        for address in interface.addresses
+        f"{interface.name} {address}" for interface in interfaces for address in interface.addresses
     )
 
 

@@ -1,7 +1,7 @@
 """The daemon of one machine: a worker always, a manager while the node is one, the HTTP API.
 
-    start   lock, worker (adopts running containers), cluster membership, API sockets
-    stop    API, membership (a leader hands over), worker; containers go on
+start   lock, worker (adopts running containers), cluster membership, API sockets
+stop    API, membership (a leader hands over), worker; containers go on
 """
 
 import asyncio

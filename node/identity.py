@@ -1,10 +1,10 @@
 """What a node keeps of its membership: who it is, and how it proves it.
 
-    STATE_DIR/swarm/            0700
-      root.pem                  the cluster's root certificate
-      node.pem                  certificate and key in one file, so that they always fit
-      state.json                written last at joining, removed first at leaving:
-                                a folder without it is the rest of a join that was cut off
+STATE_DIR/swarm/            0700
+  root.pem                  the cluster's root certificate
+  node.pem                  certificate and key in one file, so that they always fit
+  state.json                written last at joining, removed first at leaving:
+                            a folder without it is the rest of a join that was cut off
 """
 
 import contextlib

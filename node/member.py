@@ -24,7 +24,7 @@ from common.model.node import Node, TLSInfo
 from common.protocol.ca import RaftJoin, RaftJoined
 from common.protocol.dispatcher import SessionUpdate, Welcome
 from common.streams import Stream
-from common.tasks import end, heed
+from common.tasks import end, own
 from common.tls import MANAGER, WORKER, Credentials
 from manager.ca.authority import removed
 from manager.manager import Manager
@@ -100,6 +100,7 @@ class Member:
         self._news = asyncio.Event()  # a manager was made
         self._role_news = asyncio.Event()
         self._unsaved = asyncio.Event()
+        self._saving = asyncio.Lock()
         self._founded = asyncio.Event()
         if not new:
             self._founded.set()
@@ -155,11 +156,10 @@ class Member:
     async def _run_roles(self) -> None:
         while True:
             if self.trust.role == MANAGER:
-                await self._manage_while_manager()
+                await own(self._manage_while_manager())
             else:
                 await self._forget_log()
                 await self._until_role(MANAGER)
-            heed()
 
     async def _manage_while_manager(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -192,8 +192,7 @@ class Member:
 
         Removed from Raft, it asks for a new place: it may have been promoted again meanwhile.
         """
-        while self.trust.role == MANAGER and not await self._manage_once():
-            heed()
+        while self.trust.role == MANAGER and not await own(self._manage_once()):
             await self._forget_log()
 
     async def _manage_once(self) -> bool:
@@ -306,7 +305,8 @@ class Member:
 
     async def _keep(self, state: NodeState) -> None:
         self.state = state
-        await asyncio.to_thread(self._around.files.save_state, state)
+        async with self._saving:  # two at once would use one temporary file
+            await asyncio.to_thread(self._around.files.save_state, self.state)
 
     async def connect(self, address: str) -> Stream:
         """A session with the manager at `address`. Raises ShoalError."""

@@ -204,9 +204,7 @@ class Swarm:
         credentials, root = await self._first_certificate(state)
         await asyncio.to_thread(files.wipe)
         await asyncio.to_thread(files.save_credentials, credentials)
-        await make_log(
-            files.raft_folder, RaftMember(state.raft_id, state.node_id, state.address)
-        )
+        await make_log(files.raft_folder, RaftMember(state.raft_id, state.node_id, state.address))
         member = Member(self._around, state, credentials, new=True)
         await member.listen(bound)
         self._run(member)
@@ -336,9 +334,7 @@ class Swarm:
             member = self._member
             manager = member.manager if member else None
             if member is not None and manager is not None:
-                others = [
-                    one for one in manager.raft.status.members if one.node_id != self.node_id
-                ]
+                others = [one for one in manager.raft.status.members if one.node_id != self.node_id]
                 if not force:
                     raise Unavailable(_warning(len(others)))
                 if others:
@@ -432,9 +428,7 @@ async def _abandon(member: Member) -> None:
 
 
 def _warning(others: int) -> str:
-    start = (
-        "You are attempting to leave the swarm on a node that is participating as a manager. "
-    )
+    start = "You are attempting to leave the swarm on a node that is participating as a manager. "
     if not others:
         return start + (
             "Removing the last manager erases all current state of the swarm. "

@@ -93,6 +93,20 @@ async def test_a_worker_is_promoted_and_demoted_again(tmp_path: Path) -> None:
         assert node.role is Role.WORKER
 
 
+async def test_a_manager_demoted_and_promoted_at_once_comes_back(tmp_path: Path) -> None:
+    """Removed from Raft while its certificate still says manager, it needs a new raft id."""
+    async with machines(tmp_path, 3) as made:
+        await formed(made)
+        member = made[2].swarm.member
+        assert member is not None
+        before = member.state.raft_id
+        await made[0].set_role(made[2].swarm.node_id, Role.WORKER)
+        await until("it is out", lambda: not made[2].swarm.is_manager)
+        await made[0].set_role(made[2].swarm.node_id, Role.MANAGER)
+        await until("it votes", lambda: made[2].swarm.is_manager and voters(made[0]) == 3)
+        assert member.state.raft_id not in ("", before)
+
+
 async def test_the_leader_is_demoted(tmp_path: Path) -> None:
     """NOD 220: it hands over first."""
     async with machines(tmp_path, 3) as made:
