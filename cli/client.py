@@ -154,8 +154,8 @@ class Client:
         if self._unix:
             return _UnixConnection(self._rest, TIMEOUT_S)
         host, _, port = self._rest.rpartition(":")
-        if not port.isdigit():
-            raise CliError(f"host {self.host!r} has no port: write tcp://HOST:PORT")
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise CliError(f"host {self.host!r} has no port from 1 to 65535: write tcp://HOST:PORT")
         return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=TIMEOUT_S)
 
     def _unreachable(self, why: str) -> str:

@@ -10,7 +10,7 @@ import click
 from cli import format as fmt
 from cli import options
 from cli.client import ApiError, Client
-from cli.context import filter_option, output_option, pass_client, quiet_option
+from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
 from cli.logs import log_options, moment, show_container_logs
 from cli.terminal import follow_size, join, raw_terminal
 
@@ -129,9 +129,7 @@ def run_in(
 @pass_client
 def stop(client: Client, seconds: int | None, containers: tuple[str, ...]) -> None:
     """Stop CONTAINERS: their stop signal, and after a while SIGKILL."""
-    for ref in containers:
-        client.post(f"/containers/{ref}/stop", t=seconds)
-        click.echo(ref)
+    for_each(containers, lambda ref: client.post(f"/containers/{ref}/stop", t=seconds))
 
 
 @container.command("rm")
@@ -141,9 +139,7 @@ def stop(client: Client, seconds: int | None, containers: tuple[str, ...]) -> No
 @pass_client
 def remove(client: Client, force: bool, volumes: bool, containers: tuple[str, ...]) -> None:
     """Remove CONTAINERS."""
-    for ref in containers:
-        client.delete(f"/containers/{ref}", force=force, v=volumes)
-        click.echo(ref)
+    for_each(containers, lambda ref: client.delete(f"/containers/{ref}", force=force, v=volumes))
 
 
 def _resize(client: Client, exec_id: str, height: int, width: int) -> None:

@@ -10,7 +10,7 @@ import click
 from cli import format as fmt
 from cli import options
 from cli.client import Client, CliError
-from cli.context import filter_option, output_option, pass_client, quiet_option
+from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
 
 CHUNK = 1024 * 1024  # bytes sent at once
 
@@ -113,10 +113,13 @@ def inspect(client: Client, images: tuple[str, ...]) -> None:
 @pass_client
 def remove(client: Client, force: bool, images: tuple[str, ...]) -> None:
     """Remove IMAGES from this node."""
-    for ref in images:
+
+    def delete(ref: str) -> None:
         for gone in client.delete(f"/images/{ref}", force=force):
             for what, name in gone.items():
                 click.echo(f"{what}: {name}")
+
+    for_each(images, delete, say=None)
 
 
 def _split(reference: str, default: str = "latest") -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The `shoal` command."""
 
+import http.client
 import importlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -73,6 +74,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
+        why = str(error) or type(error).__name__
+        click.echo(f"Error: the daemon went away in the middle of its answer ({why})", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

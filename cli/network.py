@@ -7,7 +7,7 @@ import click
 from cli import format as fmt
 from cli import options
 from cli.client import Client
-from cli.context import filter_option, output_option, pass_client, quiet_option
+from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
 
 
 @click.group()
@@ -89,6 +89,4 @@ def inspect(client: Client, networks: tuple[str, ...]) -> None:
 @pass_client
 def remove(client: Client, networks: tuple[str, ...]) -> None:
     """Remove NETWORKS that nothing uses."""
-    for ref in networks:
-        client.delete(f"/networks/{ref}")
-        click.echo(ref)
+    for_each(networks, lambda ref: client.delete(f"/networks/{ref}"))

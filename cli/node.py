@@ -7,7 +7,7 @@ import click
 from cli import format as fmt
 from cli import options
 from cli.client import Client, CliError
-from cli.context import filter_option, output_option, pass_client, quiet_option
+from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
 from cli.tasks import show_tasks
 
 
@@ -73,9 +73,11 @@ def update(
 @pass_client
 def promote(client: Client, nodes: tuple[str, ...]) -> None:
     """Make NODES managers."""
-    for ref in nodes:
-        _change_role(client, ref, "manager")
-        click.echo(f"Node {ref} promoted to a manager in the swarm.")
+    for_each(
+        nodes,
+        lambda ref: _change_role(client, ref, "manager"),
+        say="Node {ref} promoted to a manager in the swarm.",
+    )
 
 
 @node.command()
@@ -83,9 +85,11 @@ def promote(client: Client, nodes: tuple[str, ...]) -> None:
 @pass_client
 def demote(client: Client, nodes: tuple[str, ...]) -> None:
     """Make NODES workers."""
-    for ref in nodes:
-        _change_role(client, ref, "worker")
-        click.echo(f"Manager {ref} demoted in the swarm.")
+    for_each(
+        nodes,
+        lambda ref: _change_role(client, ref, "worker"),
+        say="Manager {ref} demoted in the swarm.",
+    )
 
 
 @node.command("rm")
@@ -94,9 +98,7 @@ def demote(client: Client, nodes: tuple[str, ...]) -> None:
 @pass_client
 def remove(client: Client, force: bool, nodes: tuple[str, ...]) -> None:
     """Remove NODES, which are down, from the cluster."""
-    for ref in nodes:
-        client.delete(f"/nodes/{_find(client, ref)['ID']}", force=force)
-        click.echo(ref)
+    for_each(nodes, lambda ref: client.delete(f"/nodes/{_find(client, ref)['ID']}", force=force))
 
 
 @node.command()

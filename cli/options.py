@@ -4,6 +4,7 @@ Each reader raises click.BadParameter, which names the flag, the value and what 
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ class Cpus(click.ParamType[int]):
 DURATION, SIZE, CPUS = Duration(), Size(), Cpus()
 
 
+def words(flag: str, text: str) -> list[str]:
+    """A command line as its words, quoted as in a shell."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        why = str(error)[:1].lower() + str(error)[1:]
+        raise click.BadParameter(
+            f"{text!r}: {why}; quote it as in a shell", param_hint=flag
+        ) from error
+
+
 def pairs(values: tuple[str, ...], flag: str) -> dict[str, str]:
     """NAME=VALUE flags as a dict; NAME alone has an empty value."""
     result = {}
@@ -86,10 +98,14 @@ def environment(
     lines: list[str] = []
     for file in files:
         try:
-            text = Path(file).read_text()
+            text = Path(file).read_text(encoding="utf-8")
         except OSError as error:
             raise click.BadParameter(
                 f"{file}: {error.strerror}", param_hint="--env-file"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise click.BadParameter(
+                f"{file} is not text; write NAME=VALUE, one a line", param_hint="--env-file"
             ) from error
         lines += [
             line.strip()

@@ -16,12 +16,13 @@ class UpdateFailed(CliError):
     """The update was paused or rolled back."""
 
 
-def wait_converged(client: Client, service_id: str, *, quiet: bool) -> None:
-    """Return when all tasks run, and have run for a moment.
+def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bool = False) -> None:
+    """Return when all tasks run; `rollback`: when those of the spec before do, as was asked for.
 
     Raises UpdateFailed when the update was paused or rolled back, so that the exit code tells.
     """
     shown = _Display(quiet=quiet)
+    why = ""
     while True:
         try:
             service = client.get(f"/services/{service_id}")
@@ -35,8 +36,12 @@ def wait_converged(client: Client, service_id: str, *, quiet: bool) -> None:
         running, wanted, trouble = count(service, tasks, nodes)
         shown.line(running, wanted, trouble)
         state = (service.get("UpdateStatus") or {}).get("State", "")
-        if state in ("paused", "rollback_paused", "rollback_completed"):
-            message = service["UpdateStatus"].get("Message", "")
+        if state == "rollback_started":
+            why = service["UpdateStatus"].get("Message", "")
+        if state in ("paused", "rollback_paused") or (
+            state == "rollback_completed" and not rollback
+        ):
+            message = why or service["UpdateStatus"].get("Message", "")
             shown.end()
             raise UpdateFailed(f"service {state.replace('_', ' ')}: {message}".rstrip(": "))
         if running >= wanted and state not in ("updating", "rollback_started"):

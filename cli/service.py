@@ -1,7 +1,6 @@
 """shoal service: what runs in the cluster."""
 
 import os
-import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ import click
 from cli import format as fmt
 from cli import options
 from cli.client import Client, CliError
-from cli.context import filter_option, given, output_option, pass_client, quiet_option
+from cli.context import filter_option, for_each, given, output_option, pass_client, quiet_option
 from cli.logs import log_options, show_logs
 from cli.options import CPUS, DURATION, SIZE
 from cli.progress import wait_converged
@@ -78,7 +77,7 @@ def spec_options(command: F) -> F:
     return command
 
 
-@service.command(context_settings={"ignore_unknown_options": False})
+@service.command(context_settings={"allow_interspersed_args": False})
 @click.option("--name", help="A DNS label.")
 @click.option("--mode", type=click.Choice(["replicated", "global"]))
 @click.option("--image", "image_flag", help="The image, when not given as an argument.")
@@ -136,7 +135,7 @@ def update(ctx: click.Context, /, **_: Any) -> None:
         _send(client, found, found["Spec"], rollback="previous")
     else:
         if "args" in flags:
-            flags["args"] = _split(flags["args"])
+            flags["args"] = options.words("--args", flags["args"])
         if networks := flags.get("network_rm"):
             flags["network_rm"] = (*networks, *(_network_id(client, name) for name in networks))
         _send(client, found, updated(found["Spec"], flags, dict(os.environ)))
@@ -154,7 +153,7 @@ def rollback(client: Client, detach: bool, quiet: bool, ref: str) -> None:
     found = client.get(f"/services/{ref}")
     _send(client, found, found["Spec"], rollback="previous")
     click.echo(ref)
-    _wait(client, found["ID"], {"detach": detach, "quiet": quiet})
+    _wait(client, found["ID"], {"detach": detach, "quiet": quiet, "rollback": True})
 
 
 @service.command()
@@ -237,9 +236,7 @@ def logs(client: Client, /, ref: str, **choices: Any) -> None:
 @pass_client
 def remove(client: Client, services: tuple[str, ...]) -> None:
     """Remove SERVICES and stop their tasks."""
-    for ref in services:
-        client.delete(f"/services/{ref}")
-        click.echo(ref)
+    for_each(services, lambda ref: client.delete(f"/services/{ref}"))
 
 
 def _with_image(flags: dict[str, Any], *, required: bool) -> dict[str, Any]:
@@ -251,15 +248,11 @@ def _with_image(flags: dict[str, Any], *, required: bool) -> dict[str, Any]:
     if required and not image:
         raise click.UsageError("name the image: shoal service create [OPTIONS] IMAGE [COMMAND]...")
     if text := flags.pop("command_flag", None):
-        arguments = [*_split(text), *arguments]
+        arguments = [*options.words("--command", text), *arguments]
     flags["image"] = image
     if arguments:
         flags["args"] = arguments
     return flags
-
-
-def _split(text: str) -> list[str]:
-    return shlex.split(text)
 
 
 def _send(
@@ -275,7 +268,12 @@ def _send(
 
 def _wait(client: Client, service_id: str, flags: dict[str, Any]) -> None:
     if not flags.get("detach"):
-        wait_converged(client, service_id, quiet=bool(flags.get("quiet")))
+        wait_converged(
+            client,
+            service_id,
+            quiet=bool(flags.get("quiet")),
+            rollback=bool(flags.get("rollback")),
+        )
 
 
 def _network_id(client: Client, name: str) -> str:

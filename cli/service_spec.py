@@ -1,6 +1,5 @@
 """From a service's flags to its spec, and from an update's flags to the changed spec. Pure."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,7 +38,9 @@ _RESERVATIONS = ("TaskTemplate", "Resources", "Reservations")
 SETTERS: dict[str, Setter] = {
     "image": at(*_CONTAINER, "Image"),
     "args": at(*_CONTAINER, "Args", through=list),
-    "entrypoint": at(*_CONTAINER, "Command", through=shlex.split),
+    "entrypoint": at(
+        *_CONTAINER, "Command", through=lambda text: options.words("--entrypoint", text)
+    ),
     "hostname": at(*_CONTAINER, "Hostname"),
     "user": at(*_CONTAINER, "User"),
     "workdir": at(*_CONTAINER, "Dir"),
