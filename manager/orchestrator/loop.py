@@ -7,6 +7,7 @@ outcome, and a slot must not be filled twice.
 """
 
 import dataclasses
+import abc
 import datetime as dt
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -37,7 +38,7 @@ class Mode(Protocol):
         ...
 
 
-class ServiceLoop:
+class ServiceLoop(abc.ABC):
     """A loop of the leader (manager/control.py) for the services of one mode."""
 
     def __init__(self, ids: Ids) -> None:
@@ -47,25 +48,25 @@ class ServiceLoop:
         self._wake: dict[str, dt.datetime] = {}
         self._ran: dict[str, dict[str, dt.timedelta]] = {}  # service -> task -> RUNNING for
 
+    @abc.abstractmethod
     def handles(self, service: Service) -> bool:
         """Whether `service` is of this loop's mode."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def has_task(self, task: Task) -> bool:
         """Whether `task` is of a service of this loop's mode."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
         """Plan restarts, and fill and empty slots."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def updatable(self, scene: Scene, key: Key) -> bool:
         """Whether an update may put a new task into slot `key`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def affected(self, view: View, node: Node) -> Iterable[Service]:
         """The services that a change of `node` may concern."""
-        raise NotImplementedError
 
     def restore(self, view: View) -> None:
         self._dirty = {service.id: None for service in view.find(Service) if self.handles(service)}
