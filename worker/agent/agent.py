@@ -37,13 +37,14 @@ from worker.agent.driver import Driver, remove_leftover
 from worker.agent.executor import Executor
 from worker.agent.journal import Journal
 from worker.agent.logs import LogSender
-from worker.agent.remotes import Backoff, Remotes
+from worker.agent.remotes import BACKOFF_MAX_S, Backoff, Remotes
 from worker.agent.reporter import Reporter
 from worker.agent.session import Ended, Session
 
 log = logging.getLogger(__name__)
 
-CONNECT_S = 5.0
+CONNECT_S = 2.0  # less than the time after which a node counts as down
+ELECTION_S = 1.0
 DESCRIBE_S = 20.0  # how often the node looks whether it has changed
 REDIRECTS_MAX = 3  # in a row, before waiting
 _BOOT = "boot"
@@ -142,19 +143,27 @@ class Agent:
 
     async def _sessions(self) -> None:
         """One session after the other, until the node is removed from the cluster."""
-        redirects, leader = 0, None
+        redirects, leader = 0, None  # in a row; where to go next
         while True:
             address = leader or self._remotes.pick()
             answer = None if address is None else await self._one_session(address)
             if isinstance(answer, Refused) and answer.removed:
                 log.error("this node is no longer in the cluster: %s", answer.reason)
                 return
-            leader = None
-            if isinstance(answer, Redirect) and answer.leader is not None:
-                leader, redirects = answer.leader.address, redirects + 1
+            leader = self._leader(answer)
+            redirects = redirects + 1 if leader else 0
             if leader is None or redirects > REDIRECTS_MAX:
-                redirects = 0
-                await asyncio.sleep(self._backoff.next_s())
+                # Who redirects to nobody waits for an election, which does not take long.
+                electing = isinstance(answer, Redirect)
+                most_s = ELECTION_S if electing else BACKOFF_MAX_S
+                await asyncio.sleep(self._backoff.next_s(most_s))
+
+    def _leader(self, answer: Redirect | Refused | None) -> str | None:
+        """Where to go at once."""
+        if not isinstance(answer, Redirect) or answer.leader is None:
+            return None
+        address = answer.leader.address
+        return None if self._remotes.failed_lately(address, _now()) else address
 
     async def _one_session(self, address: str) -> Redirect | Refused | None:
         """Why it ended, if the manager said so."""
@@ -163,7 +172,7 @@ class Agent:
                 stream = await self._connect(address)
         except (ShoalError, OSError, TimeoutError) as error:
             log.info("cannot reach manager %s: %s", address, error or type(error).__name__)
-            self._remotes.failed(address)
+            self._remotes.failed(address, _now())
             return None
         try:
             return await self._converse(address, stream)
@@ -182,7 +191,7 @@ class Agent:
             return end.answer
         except (msgspec.MsgspecError, ShoalError, OSError, TimeoutError) as error:
             log.info("session with manager %s ended: %s", address, error or type(error).__name__)
-            self._remotes.failed(address)
+            self._remotes.failed(address, _now())
         return None
 
     # What sessions ask for
@@ -310,6 +319,10 @@ class Agent:
             self._reporter.note(task.id, status)
             self._journal.put(task, status)
             self._reports.set()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _after(

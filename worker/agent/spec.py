@@ -12,7 +12,7 @@ from common.model.container import ContainerCreate, HostConfig, LogConfig
 from common.model.mounts import Mount
 from common.model.node import NodeDescription
 from common.model.task import SECOND, ContainerSpec, ResourceRequirements, Resources, Task
-from worker.agent.templates import Context, context, expand
+from common.templates import Context, context, expand
 from worker.network.model import Attachment, HostPort
 
 _PRIVILEGES = ("CredentialSpec", "SELinuxContext", "Seccomp", "AppArmor", "NoNewPrivileges")

@@ -71,11 +71,21 @@ def test_failing_managers_are_tried_less_but_still() -> None:
     """AGT 231."""
     remotes = Remotes(["good", "bad"], random.Random(1))
     for _ in range(10):
-        remotes.failed("bad")
+        remotes.failed("bad", now=5)
     picks = [remotes.pick() for _ in range(1000)]
     assert 0 < picks.count("bad") < 60
     remotes.worked("bad")
     assert [remotes.pick() for _ in range(100)].count("bad") > 20
+
+
+def test_a_manager_that_just_failed_is_not_worth_a_redirect() -> None:
+    remotes = Remotes(["one"], random.Random(1))
+    remotes.failed("one", now=5)
+    remotes.failed("unknown", now=5)
+    assert remotes.failed_lately("one", now=6)
+    assert remotes.failed_lately("unknown", now=6)
+    assert not remotes.failed_lately("one", now=7)
+    assert not remotes.failed_lately("two", now=5)
 
 
 def test_an_empty_list_of_managers_is_not_believed() -> None:
@@ -93,5 +103,6 @@ def test_backoff_grows_to_a_limit_with_jitter() -> None:
     assert 0.05 <= waits[0] <= 0.1
     assert all(wait <= BACKOFF_MAX_S for wait in waits)
     assert len(set(waits[7:])) > 1
+    assert backoff.next_s(1.0) <= 1.0
     backoff.reset()
     assert backoff.next_s() <= 0.1
