@@ -6,8 +6,8 @@ update, and which waiting tasks may start. Together, because each of them looks 
 outcome, and a slot must not be filled twice.
 """
 
-import dataclasses
 import abc
+import dataclasses
 import datetime as dt
 from collections.abc import Callable, Iterable
 from typing import Protocol
