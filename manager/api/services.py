@@ -9,7 +9,9 @@ from common.clock import Clock
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
 from common.model.base import Model
+from common.model.cluster import Cluster
 from common.model.network import Network
+from common.model.node import Node
 from common.model.service import (
     ReplicatedService,
     Service,
@@ -216,6 +218,7 @@ def _check_ports(view: View, spec: ServiceSpec, own_id: str) -> None:
     }
     if not wanted:
         return
+    _check_reserved(view, wanted)
     for other in _live(view):
         if other.id == own_id:
             continue
@@ -226,6 +229,18 @@ def _check_ports(view: View, spec: ServiceSpec, own_id: str) -> None:
                     f"port {port.published_port}/{port.protocol} is already in use by service "
                     f"{other.spec.name}; publish another port, or remove it there"
                 )
+
+
+def _check_reserved(view: View, wanted: set[tuple[str, int]]) -> None:
+    """The cluster's own ports. A service there would get what managers say to each other: the
+    cluster would lose its quorum, and with it the means to remove the service."""
+    own = {("udp", cluster.data_path_port) for cluster in view.find(Cluster)}
+    for node in view.find(Node):
+        if node.manager_status is not None:
+            _, _, port = node.manager_status.addr.rpartition(":")
+            own |= {("tcp", int(port))} if port.isdecimal() else set()
+    for protocol, port_number in sorted(own & wanted):
+        raise Conflict(f"port {port_number}/{protocol} is the cluster's own; publish another port")
 
 
 def _ports(spec: ServiceSpec) -> tuple[PortConfig, ...]:

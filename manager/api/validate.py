@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from common import references, templates
 from common.errors import Invalid, NotImplementedHere
 from common.model.service import EndpointSpec, ServiceMode, ServiceSpec, UpdateConfig
 from common.model.task import (
@@ -91,6 +92,14 @@ def container(spec: ContainerSpec) -> None:
     """The container of each task. What the runtime makes of the rest, the node says."""
     if not spec.image.strip():
         raise Invalid("image is missing; name the image to run")
+    references.parse(spec.image)
+    if spec.dir and not spec.dir.startswith("/"):
+        raise Invalid(f"working directory {spec.dir!r} is not an absolute path")
+    for line in spec.env:
+        if line.startswith("="):
+            raise Invalid(f"environment variable {line[:80]!r} has no name; write NAME=VALUE")
+    for text in (spec.hostname, *spec.env):
+        templates.check(text)
     if spec.secrets:
         raise NotImplementedHere("secrets are not supported yet; remove them from the service")
     if spec.configs:
@@ -110,6 +119,8 @@ def _mounts(spec: ContainerSpec) -> None:
             raise NotImplementedHere(
                 f"mount type {mount.type!r} is not supported; use {', '.join(_MOUNTS)}"
             )
+        templates.check(mount.source)
+        templates.check(mount.target)
         if not mount.target.startswith("/"):
             raise Invalid(f"mount target {mount.target!r} is not an absolute path")
         if mount.type == "bind" and not mount.source.startswith("/"):
@@ -136,6 +147,17 @@ def resources(spec: ResourceRequirements) -> None:
     for what, amount in (("limit", spec.limits), ("reservation", spec.reservations)):
         if amount is not None:
             _amount(what, amount)
+    limit, reserved = spec.limits or Resources(), spec.reservations or Resources()
+    if 0 < limit.memory_bytes < reserved.memory_bytes:
+        raise Invalid(
+            f"memory reservation {reserved.memory_bytes} is above the limit {limit.memory_bytes}; "
+            "reserve less, or raise the limit"
+        )
+    if 0 < limit.nano_cpus < reserved.nano_cpus:
+        raise Invalid(
+            f"CPU reservation {reserved.nano_cpus / 1e9:g} is above the limit "
+            f"{limit.nano_cpus / 1e9:g}; reserve less, or raise the limit"
+        )
 
 
 def _amount(what: str, amount: Resources) -> None:

@@ -4,7 +4,9 @@ Go's JSON reads null as "not given", and so do we. A field that we do not know i
 asks for something, and passed over when it holds nothing: clients send their whole structs.
 """
 
+import enum
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -23,13 +25,23 @@ _NOTHING: tuple[object, ...] = (None, False, 0, -1, "", "default")
 async def read(request: web.Request, kind: type[T]) -> T:
     """The JSON body as a `kind`. Raises Invalid naming the field, or NotImplementedHere for a
     field that Docker has and Shoal has not."""
-    raw = await request.read()
+    sent = request.headers.get("Content-Type")
+    if sent is not None and request.content_type != "application/json":
+        # a page in a browser may send any other kind to a port of this machine, unasked
+        raise Invalid(f"unsupported Content-Type header ({sent[:80]}): must be 'application/json'")
+    return parse(await request.read(), kind)
+
+
+def parse(raw: bytes, kind: type[T]) -> T:
+    """The JSON text `raw` as a `kind`; raises as `read` does."""
     if not raw:
         raise Invalid("the request has no body; send a JSON object")
     try:
         data = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Invalid(f"the request's body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise Invalid("the request's body is nested too deeply") from error
     return convert(data, kind)
 
 
@@ -39,7 +51,7 @@ def convert(data: object, kind: type[T]) -> T:
     try:
         value = msgspec.convert(cleaned, kind)
     except msgspec.ValidationError as error:
-        raise Invalid(str(error)) from error
+        raise Invalid(_what_is_wrong(str(error), kind)) from error
     for path, found in unknown(cleaned, kind):
         raise NotImplementedHere(
             f"{path} = {json.dumps(found)[:80]} is not supported by this version of Shoal; "
@@ -48,12 +60,47 @@ def convert(data: object, kind: type[T]) -> T:
     return value
 
 
-def _without_nulls(data: object) -> object:
+def _without_nulls(data: object, path: str = "") -> object:
+    """Also refuses whole numbers that no field can hold: they come as integers of any size."""
     if isinstance(data, dict):
-        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+        return {
+            key: _without_nulls(value, f"{path}.{key}" if path else key)
+            for key, value in data.items()
+            if value is not None
+        }
     if isinstance(data, list):
-        return [_without_nulls(value) for value in data]
+        return [_without_nulls(value, f"{path}[{place}]") for place, value in enumerate(data)]
+    if isinstance(data, int) and not -(2**63) <= data < 2**63:
+        raise Invalid(f"{path or 'the body'} = {data:.3e} is out of range")
     return data
+
+
+def _what_is_wrong(text: str, kind: object) -> str:
+    """msgspec's words for people: the place first, and what a choice is to be made of."""
+    message, _, place = text.partition(" - at `$")
+    place = place.rstrip("`").removeprefix(".") or "the request's body"
+    message = message[:1].lower() + message[1:].replace("`", "")
+    if message.startswith("invalid enum value") and (known := _choices(kind, place)):
+        message += f"; use {' or '.join(known)}"
+    return f"{place}: {message}"
+
+
+def _choices(kind: Any, place: str) -> list[str]:
+    """The values of the field at `place`, if they are few."""
+    for name in re.findall(r"[^.\[\]]+|\[[^\]]*\]", place):
+        options = _options(kind)
+        if name.startswith("["):
+            kind = next((o.__args__[0] for o in options if getattr(o, "__args__", ())), None)
+            continue
+        struct = next((option for option in options if _is_struct(option)), None)
+        fields = {f.encode_name: f.type for f in msgspec.structs.fields(struct)} if struct else {}
+        kind = fields.get(name)
+    return [
+        str(member.value)
+        for option in _options(kind)
+        if isinstance(option, type) and issubclass(option, enum.Enum)
+        for member in option
+    ]
 
 
 def unknown(data: object, kind: Any, path: str = "") -> Iterator[tuple[str, object]]:

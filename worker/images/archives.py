@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from common.errors import Invalid
+from common.references import Reference
 from worker.images import manifest as manifests
 from worker.images.manifest import Descriptor, Index, Platform
-from worker.images.reference import Reference
 from worker.images.store import Record, Store
 from worker.images.unpack import SafeTarInfo, decompressed
 

@@ -12,9 +12,9 @@ import msgspec
 
 from common.errors import Forbidden, Unavailable
 from common.model.image import RegistryAuth
+from common.references import DEFAULT_HOST
 from worker.images import auth as authentication
 from worker.images.auth import Challenge, TokenAnswer
-from worker.images.reference import DEFAULT_HOST
 
 _HUB = "registry-1.docker.io"
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)

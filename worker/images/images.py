@@ -14,6 +14,7 @@ import msgspec
 from common.config import DaemonConfig
 from common.errors import Forbidden, NotFound
 from common.model.image import RegistryAuth
+from common.references import Reference, parse, with_tag
 from worker.images import archives, names
 from worker.images import manifest as manifests
 from worker.images.changes import apply
@@ -22,7 +23,6 @@ from worker.images.image import Details, Image, details, image
 from worker.images.layers import Layers
 from worker.images.manifest import Index as ManifestIndex
 from worker.images.pull import Puller
-from worker.images.reference import Reference, parse, with_tag
 from worker.images.registry import Repository, as_not_found
 from worker.images.store import Layer, Record, Store, digest_of, full_disk
 

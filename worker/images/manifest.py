@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from common.errors import Invalid, NotFound
-from worker.images.reference import is_digest
+from common.references import is_digest
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from common.errors import Conflict, Invalid, NotFound
-from worker.images.reference import Reference, parse
+from common.references import Reference, parse
 from worker.images.store import Index, Record
 
 _SHORTEST_PREFIX = 2

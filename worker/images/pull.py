@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from common.errors import Forbidden, Invalid
+from common.references import Reference
 from worker.images import manifest as manifests
 from worker.images.flights import Flights, Report
 from worker.images.layers import Layers
 from worker.images.manifest import Descriptor, Index, Manifest, Platform
-from worker.images.reference import Reference
 from worker.images.registry import Repository, as_not_found
 from worker.images.store import Layer, Record, Store
 

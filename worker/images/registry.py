@@ -13,11 +13,11 @@ import msgspec
 
 from common.errors import Forbidden, Invalid, NotFound, ShoalError, Unavailable
 from common.model.image import RegistryAuth
+from common.references import Reference
 from worker.images import manifest as manifests
 from worker.images.connection import Connection
 from worker.images.flights import Report
 from worker.images.manifest import Descriptor
-from worker.images.reference import Reference
 from worker.images.store import full_disk
 
 _WRITE = 1024 * 1024  # bytes given to a thread at once

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from common.errors import Invalid, Unavailable
-from worker.images.reference import is_digest
+from common.references import is_digest
 
 _CHUNK = 1024 * 1024
 _RESUME_S = 24 * 3600.0  # how long a broken download is kept to be resumed

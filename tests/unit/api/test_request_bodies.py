@@ -6,6 +6,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from common.errors import Invalid, NotImplementedHere
 from common.model.container import ContainerCreate
+from common.model.node import NodeSpec
 from common.model.service import ServiceSpec
 from node.api import body
 
@@ -24,6 +25,45 @@ def test_null_is_not_given() -> None:
 def test_a_wrong_type_names_its_place() -> None:
     with pytest.raises(Invalid, match=r"TaskTemplate.ContainerSpec.Image"):
         body.convert({"TaskTemplate": {"ContainerSpec": {"Image": 3}}}, ServiceSpec)
+
+
+def test_a_wrong_choice_names_the_right_ones() -> None:
+    with pytest.raises(Invalid, match="Availability: invalid enum value 'off'; use active or paus"):
+        body.convert({"Availability": "off"}, NodeSpec)
+
+
+def test_a_body_of_another_shape_is_refused() -> None:
+    with pytest.raises(Invalid, match="the request's body: expected object, got array"):
+        body.convert([], ServiceSpec)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "has no body"),
+        (b"{garbage", "is not JSON"),
+        (b"\xff\xfe{", "is not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_no_json_is_refused(raw: bytes, words: str) -> None:
+    with pytest.raises(Invalid, match=words):
+        body.parse(raw, ServiceSpec)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30])
+def test_a_number_that_cannot_be_stored_is_refused(number: int) -> None:
+    limits = {"TaskTemplate": {"Resources": {"Limits": {"MemoryBytes": number}}}}
+    with pytest.raises(Invalid, match=r"Limits\.MemoryBytes = .* is out of range"):
+        body.convert(limits, ServiceSpec)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
+async def test_a_body_of_another_type_is_refused(kind: str) -> None:
+    """A page in a browser can send those to a port of the machine, without asking."""
+    sent = make_mocked_request("POST", "/x", headers={"Content-Type": kind})
+    with pytest.raises(Invalid, match=r"Content-Type .* must be 'application/json'"):
+        await body.read(sent, ServiceSpec)
 
 
 def test_an_unknown_field_that_asks_for_something_is_refused() -> None:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere, ShoalError
 from common.model.mounts import Mount
+from common.model.node import ManagerStatus
 from common.model.service import (
     GlobalJob,
     ReplicatedService,
@@ -66,6 +67,36 @@ BAD = [
     (spec(replicas=10**9), Invalid, "replicas is 1000000000"),
     (replace(spec(), mode=ServiceMode(global_job=GlobalJob())), NotImplementedHere, "jobs"),
     (with_container(image=""), Invalid, "image is missing"),
+    (with_container(image="UPPER:::bad"), Invalid, "invalid reference format"),
+    (with_container(image="a b"), Invalid, "invalid reference format"),
+    (with_container(dir="rel"), Invalid, "working directory 'rel' is not an absolute path"),
+    (with_container(env=("=x",)), Invalid, "'=x' has no name"),
+    (with_container(env=("A={{.Foo}}",)), Invalid, r"template {{.Foo}} cannot be expanded"),
+    (with_container(hostname="{{.Task.Slut}}"), Invalid, "what can be named is"),
+    (
+        with_container(mounts=(Mount(type="volume", source="{{.X}}", target="/x"),)),
+        Invalid,
+        "template {{.X}} cannot",
+    ),
+    (
+        with_task(
+            resources=ResourceRequirements(
+                limits=Resources(memory_bytes=10 << 20),
+                reservations=Resources(memory_bytes=20 << 20),
+            )
+        ),
+        Invalid,
+        "memory reservation 20971520 is above the limit",
+    ),
+    (
+        with_task(
+            resources=ResourceRequirements(
+                limits=Resources(nano_cpus=10**9), reservations=Resources(nano_cpus=2 * 10**9)
+            )
+        ),
+        Invalid,
+        "CPU reservation 2 is above the limit 1",
+    ),
     (with_task(container_spec=None), Invalid, "no container spec"),
     (with_task(plugin_spec={"Name": "x"}), NotImplementedHere, "plugin"),
     (with_task(network_attachment_spec={}), NotImplementedHere, "attachment"),
@@ -129,6 +160,19 @@ async def test_refused(world: World, bad: ServiceSpec, error: type[ShoalError], 
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not world.store.view().find(Service)
+
+
+async def test_ports_of_the_cluster_itself_cannot_be_published(world: World) -> None:
+    """Else what the managers say to each other goes to the service, and the quorum is lost."""
+    manager = replace(
+        build.node("m1", id="m1"), manager_status=ManagerStatus(addr="192.0.2.1:2377")
+    )
+    await world.put(manager)
+    for port in (build.port(80, 2377), build.port(80, 4789, protocol="udp")):
+        with pytest.raises(Conflict, match="is the cluster's own; publish another port"):
+            await world.api.services.create(published(port))
+    assert not world.store.view().find(Service)
+    await world.api.services.create(published(build.port(80, 2377, protocol="udp")))
 
 
 async def test_what_is_stored(world: World) -> None:
