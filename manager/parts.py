@@ -49,6 +49,7 @@ class ManagerParts:
         self, store: Store, raft: Driver, clock: Clock, ids: Ids, rng: random.Random
     ) -> None:
         self._store = store
+        self._raft = raft
         self._clock = clock
         self._ids = ids
         self._rng = rng
@@ -69,7 +70,13 @@ class ManagerParts:
             Allocator(),
             Scheduler(),
         ]
-        return Term(Dispatcher(self._store, self._clock, self._rng), loops)
+        dispatcher = Dispatcher(
+            self._store,
+            self._clock,
+            self._rng,
+            silent_elsewhere=lambda node_id: self._raft.status.is_silent(node_id),
+        )
+        return Term(dispatcher, loops)
 
 
 def make_parts(

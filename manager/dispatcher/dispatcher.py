@@ -12,7 +12,7 @@ each agent's stream.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -76,17 +76,19 @@ class Dispatcher:
         drain_s: float = DRAIN_S,
         stop_deadline_s: float = DEADLINE_S,
         orphan_s: float = 24 * HOUR_S,
+        silent_elsewhere: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """`drain_s`: from the last node's word that a task gets no new requests to its stop.
         `stop_deadline_s`: how long a node that does not answer may delay that.
-        `orphan_s`: how long a node is down until its tasks are given up."""
+        `orphan_s`: how long a node is down until its tasks are given up.
+        `silent_elsewhere`: whether a node is a manager that Raft does not hear either."""
         self._store = store
         self._clock = clock
         self._ids = Ids(rng)
         self._orphan_s = orphan_s
         self._assignments = Assignments()
         self._barrier = StopBarrier(stop_deadline_s, drain_s)
-        self._liveness = Liveness(period_s=1.0)
+        self._liveness = Liveness(1.0, silent_elsewhere)
         self._admission = Admission(store, self._ids, self._on_registered)
         self._intake = StatusIntake(store, self._assignments.node_of, self._on_stored)
         self._relay = LogRelay(self._ids, self._send_log, self._now_ns)

@@ -7,13 +7,17 @@
 
 Liveness lives in the leader's memory; only the changes of state are written to the store. A
 stream that breaks changes nothing here: only silence does.
+
+After a change of the leader nodes have twice the time, since they must first find out and find
+the new one. That says nothing against a manager whose Raft messages come: it lives. But one that
+is silent there as well, where nothing has to be found, is lost after the usual time.
 """
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 
 MISSED_BEATS = 3
-NEW_LEADER_FACTOR = 2  # a node must first find the new leader
 RATE_COUNT = 3
 RATE_PERIODS = 1.6  # heartbeat periods; well below the grace, so refusing never makes a node down
 
@@ -21,21 +25,30 @@ RATE_PERIODS = 1.6  # heartbeat periods; well below the grace, so refusing never
 class Liveness:
     """Until when each node counts as alive."""
 
-    def __init__(self, period_s: float) -> None:
+    def __init__(
+        self, period_s: float, silent_elsewhere: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """`silent_elsewhere`: whether another way, on which the node should be heard, is silent."""
         self.period_s = period_s
+        self._silent_elsewhere = silent_elsewhere
+        self._expected: set[str] = set()  # not heard by this leader; may have a second grace
         self._deadlines: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []  # at least one for each node, perhaps too early
 
     def expect(self, node_id: str, now: float) -> None:
-        """A node that an earlier leader knew: it has twice the time to come."""
-        self._set(node_id, now + NEW_LEADER_FACTOR * self.grace_s)
+        """A node that an earlier leader knew: it has twice the time to come, unless it is silent
+        elsewhere as well."""
+        self._expected.add(node_id)
+        self._set(node_id, now + self.grace_s)
 
     def heard(self, node_id: str, now: float) -> None:
         """The node said something."""
+        self._expected.discard(node_id)
         self._set(node_id, now + self.grace_s)
 
     def forget(self, node_id: str) -> None:
         """The node was removed from the cluster."""
+        self._expected.discard(node_id)
         self._deadlines.pop(node_id, None)
 
     def lost(self, now: float) -> list[str]:
@@ -43,8 +56,13 @@ class Liveness:
         found = []
         while (at := self.wake_at) is not None and at <= now:
             node_id = self._heap[0][1]
+            if node_id in self._expected and not self._silent_elsewhere(node_id):
+                self._expected.discard(node_id)
+                self._deadlines[node_id] = at + self.grace_s  # `wake_at` moves it in the heap
+                continue
             heapq.heappop(self._heap)
             del self._deadlines[node_id]
+            self._expected.discard(node_id)
             found.append(node_id)
         return found
 

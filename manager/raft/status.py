@@ -36,6 +36,11 @@ class RaftStatus(msgspec.Struct, frozen=True):
     def leader(self) -> Member | None:
         return next((member for member in self.members if member.id == self.leader_id), None)
 
+    def is_silent(self, node_id: str) -> bool:
+        """Whether the leader no longer hears the member on that node; False where there is none."""
+        ids = {member.id for member in self.members if member.node_id == node_id}
+        return any(one.id in ids and not one.recently_active for one in self.followers)
+
 
 Identity = tuple[str, int, str, tuple[Member, ...], bool]
 

@@ -229,6 +229,23 @@ async def test_a_new_leader_gives_nodes_time(world: AgentsWorld) -> None:
         assert world.machines[0].engine.started == [id]
 
 
+async def test_a_dead_leaders_node_is_down_after_the_usual_time(world: AgentsWorld) -> None:
+    """DIS 163: agents need time to find a new leader, but its Raft peers need none."""
+    async with world.running():
+        await world.until(lambda: node_state(world, 2) is NodeState.READY)
+        for machine in world.machines[1:]:
+            machine.silence(True)
+        await world.end_term()
+        world.silent_managers = {world.machines[2].id}
+        begin = asyncio.get_running_loop().time()
+        world.lead()
+        await world.until(lambda: node_state(world, 2) is NodeState.DOWN)
+        assert 2.9 <= asyncio.get_running_loop().time() - begin <= 3.5
+        assert node_state(world, 1) is NodeState.UNKNOWN
+        await world.until(lambda: node_state(world, 1) is NodeState.DOWN)
+        assert asyncio.get_running_loop().time() - begin >= 5.9
+
+
 async def test_an_agent_that_restarts_adopts_what_runs(world: AgentsWorld) -> None:
     """AGT 237, 240; what ended meanwhile is reported."""
     async with world.running():

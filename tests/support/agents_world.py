@@ -111,6 +111,7 @@ class AgentsWorld:
         self.delay_s = 0.01
         self.orphan_s = 24 * 3600.0
         self.store: Store = memory_store(delay_s=0.003)
+        self.silent_managers: set[str] = set()  # nodes that the leader's Raft does not hear
         self.leads = False
         self.lead_since = 0.0
         self.machines = [Machine(self, number) for number in range(1, nodes + 1)]
@@ -119,7 +120,13 @@ class AgentsWorld:
         self._tasks = 0
 
     def _dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.store, LoopClock(), self.rng, orphan_s=self.orphan_s)
+        return Dispatcher(
+            self.store,
+            LoopClock(),
+            self.rng,
+            orphan_s=self.orphan_s,
+            silent_elsewhere=self.silent_managers.__contains__,
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["AgentsWorld"]:

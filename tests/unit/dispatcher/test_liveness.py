@@ -28,6 +28,30 @@ def test_after_a_change_of_leader_there_is_twice_the_time() -> None:
     assert nodes.lost(4) == ["a"]
 
 
+def test_a_manager_that_raft_does_not_hear_either_gets_no_second_grace() -> None:
+    """DIS 163; the machine of the old leader, say."""
+    nodes = Liveness(1, {"dead"}.__contains__)
+    for name in ("dead", "worker"):
+        nodes.expect(name, now=0)
+    assert nodes.wake_at == 3
+    assert nodes.lost(2.9) == []
+    assert nodes.lost(3) == ["dead"]
+    assert nodes.wake_at == 6
+    assert nodes.lost(6) == ["worker"]
+
+
+def test_raft_alone_makes_no_node_lost_and_none_live_longer() -> None:
+    nodes = Liveness(1, lambda _: True)
+    nodes.expect("a", now=0)
+    nodes.heard("a", now=2)
+    assert nodes.lost(4.9) == []
+    assert nodes.lost(5) == ["a"]
+    nodes = Liveness(1, lambda _: False)
+    nodes.expect("a", now=0)
+    nodes.heard("a", now=2)
+    assert nodes.lost(5) == ["a"]
+
+
 def test_a_removed_node_is_never_lost() -> None:
     nodes = Liveness(period_s=1)
     nodes.heard("a", now=0)

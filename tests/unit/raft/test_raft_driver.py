@@ -105,6 +105,18 @@ async def test_followers_die_and_nobody_notices_until_the_majority_is_gone() -> 
         await leader.driver.propose(b"5")
 
 
+async def test_the_leader_says_which_nodes_it_no_longer_hears() -> None:
+    async with world(3) as w:
+        leader = w.processes["m1"].driver
+        w.crash("m3")
+        nodes = {member.id: member.node_id for member in leader.status.members}
+        assert not leader.status.is_silent(nodes["m3"])  # it has just been heard
+        await until(lambda: leader.status.is_silent(nodes["m3"]))
+        assert not leader.status.is_silent(nodes["m2"])
+        assert not leader.status.is_silent(nodes["m1"])
+        assert not leader.status.is_silent("a worker")
+
+
 async def test_a_write_for_an_old_term_is_refused() -> None:
     async with world(3) as w:
         driver = w.processes["m1"].driver
