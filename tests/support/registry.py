@@ -27,13 +27,14 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def layer(files: Mapping[str, bytes]) -> bytes:
+def layer(files: Mapping[str, bytes], mode: int = 0o644) -> bytes:
     """A plain tar of these files."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
+            info.mode = mode
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
