@@ -1,5 +1,6 @@
 """What an operator may set for one daemon: a TOML file, and the command line over it."""
 
+import ipaddress
 import tomllib
 from pathlib import Path
 
@@ -44,6 +45,18 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_level: str = "info"
     raft: RaftTiming = RaftTiming()
 
+    def __post_init__(self) -> None:
+        for name in ("listen_port", "data_path_port"):
+            if not 0 < getattr(self, name) < 65536:
+                raise ValueError(f"{name} is {getattr(self, name)}; use a port from 1 to 65535")
+        for name in ("node_pool", "overlay_pool"):
+            try:
+                ipaddress.IPv4Network(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; write it as in 10.0.0.0/8") from error
+        if self.stop_grace_s < 0:
+            raise ValueError(f"stop_grace_s is {self.stop_grace_s:g}; use 0 or more")
+
     @property
     def api_hosts(self) -> tuple[str, ...]:
         """Where the HTTP API listens."""
@@ -58,11 +71,13 @@ def load(path: Path | None, overrides: dict[str, object] | None = None) -> Daemo
     values: dict[str, object] = {}
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise Invalid(f"cannot read the configuration file {path}: {error.strerror}") from error
         except tomllib.TOMLDecodeError as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
+        except UnicodeDecodeError as error:
+            raise Invalid(f"{path} is not valid TOML: it is not UTF-8 text") from error
     values |= overrides or {}
     try:
         return msgspec.convert(values, DaemonConfig, strict=False, dec_hook=_path)
@@ -72,5 +87,5 @@ def load(path: Path | None, overrides: dict[str, object] | None = None) -> Daemo
 
 def _path(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str | Path):
-        return Path(value)
+        return Path(value).absolute()  # the daemon's helpers have other working folders
     raise TypeError(f"expected {kind.__name__}, got {value!r}")
