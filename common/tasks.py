@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_AGAIN_S = 0.5
+_AGAIN_S = 2.0  # more than it takes to close a file on a slow disk
 
 
 async def end(*tasks: "asyncio.Task[Any]") -> None:

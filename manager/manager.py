@@ -110,6 +110,7 @@ class Manager:
         self._clock = clock
         self._ids = ids
         self._term: Term | None = None
+        self._ended = asyncio.Event()
         self._news = asyncio.Event()  # replaced whenever leadership changes
 
     # Who leads
@@ -170,11 +171,13 @@ class Manager:
                 await end(*around)
         finally:
             self._term = None
+            self._ended.set()
             self._tell()
 
     async def stop(self) -> None:
-        """Hand over if this manager leads, then end `run`."""
+        """Hand over if this manager leads, then end `run`; returns when its files are closed."""
         await self.raft.stop()
+        await self._ended.wait()
 
     async def _follow_raft(self) -> None:
         status = self.raft.status

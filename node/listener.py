@@ -50,7 +50,7 @@ class Listener:
         self._client = client
         self._api = api
         self._runner: web.AppRunner | None = None
-        self._streams: set[asyncio.Transport] = set()
+        self._streams: dict[asyncio.Transport, asyncio.Event] = {}
         self.manager: Manager | None = None  # None: listening already, but not in Raft yet
 
     async def start(self, listening: socket.socket, context: ssl.SSLContext) -> None:
@@ -80,9 +80,22 @@ class Listener:
         """Close the socket and every connection. Safe to repeat."""
         runner, self._runner = self._runner, None
         if runner is not None:
-            for transport in list(self._streams):
-                transport.abort()  # a goodbye would be waited for, from peers that may be gone
-            await runner.cleanup()
+            try:
+                for site in list(runner.sites):
+                    await site.stop()
+                await self._end_streams()
+            finally:
+                await runner.cleanup()
+
+    async def _end_streams(self) -> None:
+        """Without a goodbye, which would be waited for, from peers that may be gone."""
+        streams = dict(self._streams)
+        for transport in streams:
+            transport.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                for ended in streams.values():
+                    await ended.wait()
 
     # Who may ask
 
@@ -223,13 +236,14 @@ class Listener:
         stream = await rpc.accept_stream(request, limit)
         transport = request.transport
         assert transport is not None
-        self._streams.add(transport)
+        ended = self._streams[transport] = asyncio.Event()
         try:
             with contextlib.suppress(ConnectionError):
                 await serve(stream)
         finally:
-            self._streams.discard(transport)
             await stream.close()
+            del self._streams[transport]
+            ended.set()
         return web.Response()
 
 

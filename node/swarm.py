@@ -16,22 +16,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from common.apart import run_apart
-from common.errors import (
-    Conflict,
-    Invalid,
-    NotImplementedHere,
-    ShoalError,
-    Unavailable,
-)
+from common.errors import Conflict, Invalid, ShoalError, Unavailable
 from common.keys import new_request
-from common.model.base import Model
-from common.model.cluster import Cluster, ClusterSpec, RootCA
-from common.model.node import Availability, Node, NodeSpec, Role
 from common.protocol.ca import IssueRequest
 from common.protocol.dispatcher import Manager as ManagerAddress
 from common.tasks import end
-from common.tls import MANAGER, Credentials, Identity
-from manager.ca import certificates, tokens
+from common.tls import MANAGER, Credentials
+from manager.ca import tokens
 from manager.manager import make_log
 from manager.raft.message import Member as RaftMember
 from node.address import (
@@ -44,41 +35,17 @@ from node.address import (
     source_address,
     split_port,
 )
+from node.founding import InitRequest as InitRequest
+from node.founding import JoinRequest as JoinRequest
+from node.founding import availability, check_init, first_certificate, first_cluster, first_node
 from node.identity import NodeState
 from node.joining import introduce
 from node.member import Member, Surroundings
-from node.pools import check_pools
 
 log = logging.getLogger(__name__)
 
 WELCOME_S = 20.0  # as long as Docker's client is made to wait for a join
 STOP_S = 10.0
-
-
-class InitRequest(Model, frozen=True, kw_only=True):
-    """The body of `POST /swarm/init`."""
-
-    listen_addr: str = ""
-    advertise_addr: str = ""
-    data_path_addr: str = ""
-    data_path_port: int = 0
-    default_addr_pool: tuple[str, ...] = ()
-    subnet_size: int = 0
-    force_new_cluster: bool = False
-    auto_lock_managers: bool = False
-    availability: str = ""
-    spec: ClusterSpec = msgspec.field(default_factory=ClusterSpec)
-
-
-class JoinRequest(Model, frozen=True, kw_only=True):
-    """The body of `POST /swarm/join`."""
-
-    listen_addr: str = ""
-    advertise_addr: str = ""
-    data_path_addr: str = ""
-    remote_addrs: tuple[str, ...] = ()
-    join_token: str = ""
-    availability: str = ""
 
 
 class Swarm:
@@ -175,7 +142,7 @@ class Swarm:
     async def init(self, asked: InitRequest) -> str:
         """Make a cluster with this node as its first manager; returns the node's id."""
         async with self._alone():
-            _check_init(asked)
+            check_init(asked)
             interfaces = await asyncio.to_thread(machine_interfaces)
             port = self._around.config.listen_port
             listen = listening(asked.listen_addr, port, interfaces)
@@ -201,50 +168,22 @@ class Swarm:
 
     async def _found(self, asked: InitRequest, state: NodeState, bound: socket.socket) -> None:
         files = self._around.files
-        credentials, root = await self._first_certificate(state)
+        credentials, root = await first_certificate(
+            state, self._around.clock.now(), self._around.rng
+        )
         await asyncio.to_thread(files.wipe)
         await asyncio.to_thread(files.save_credentials, credentials)
         await make_log(files.raft_folder, RaftMember(state.raft_id, state.node_id, state.address))
         member = Member(self._around, state, credentials, new=True)
         await member.listen(bound)
         self._run(member)
-        cluster = self._first_cluster(asked, state, root)
-        await self._while_running(member.found(cluster, self._first_node(asked, state)))
+        cluster = first_cluster(asked, state, root, self._around.config)
+        await self._while_running(
+            member.found(cluster, first_node(asked, state, self._around.clock.now()))
+        )
         await asyncio.to_thread(files.save_state, state)
         member.founded()
         log.info("cluster made", extra={"cluster": state.cluster_id, "node": state.node_id})
-
-    async def _first_certificate(self, state: NodeState) -> tuple[Credentials, RootCA]:
-        around = self._around
-        identity = Identity(state.node_id, MANAGER, state.cluster_id)
-        root, root_key, certificate, key = await run_apart(
-            certificates.first, identity, around.clock.now()
-        )
-        ca = RootCA(
-            certificate=root.decode(),
-            key=root_key.decode(),
-            join_token_worker=tokens.new_token(root, around.rng),
-            join_token_manager=tokens.new_token(root, around.rng),
-        )
-        return Credentials(root=root, certificate=certificate, key=key), ca
-
-    def _first_cluster(self, asked: InitRequest, state: NodeState, root: RootCA) -> Cluster:
-        config = self._around.config
-        spec = msgspec.structs.replace(asked.spec, name=asked.spec.name or "default")
-        return Cluster(
-            id=state.cluster_id,
-            spec=spec,
-            root_ca=root,
-            default_addr_pool=asked.default_addr_pool or (config.overlay_pool,),
-            subnet_size=asked.subnet_size or 24,
-            data_path_port=asked.data_path_port or config.data_path_port,
-            node_pool=config.node_pool,
-        )
-
-    def _first_node(self, asked: InitRequest, state: NodeState) -> Node:
-        spec = NodeSpec(role=Role.MANAGER, availability=_availability(asked.availability))
-        issued = self._around.clock.now().isoformat()
-        return Node(id=state.node_id, spec=spec, role=Role.MANAGER, certificate_issued_at=issued)
 
     # Join
 
@@ -254,7 +193,6 @@ class Swarm:
             token = tokens.parse(asked.join_token)
             port = self._around.config.listen_port
             remotes = _remotes(asked.remote_addrs, port)
-            availability = _availability(asked.availability)
             interfaces = await asyncio.to_thread(machine_interfaces)
             listen = listening(asked.listen_addr, port, interfaces)
             given = asked.advertise_addr or await asyncio.to_thread(source_address, remotes[0])
@@ -262,7 +200,9 @@ class Swarm:
             data_address = _data_address(asked.data_path_addr, host, interfaces)
             key, request = await run_apart(new_request)
             body = IssueRequest(
-                token=asked.join_token.strip(), request=request.decode(), availability=availability
+                token=asked.join_token.strip(),
+                request=request.decode(),
+                availability=availability(asked.availability),
             )
             self._joining = True
             try:
@@ -385,28 +325,6 @@ class Swarm:
 
 async def _await(doing: Awaitable[object]) -> None:
     await doing
-
-
-def _check_init(asked: InitRequest) -> None:
-    """Raises NotImplementedHere or Invalid for what cannot be had."""
-    if asked.force_new_cluster:
-        raise NotImplementedHere(
-            "force-new-cluster is not supported by this version of Shoal; "
-            "bring back more than half of the managers instead"
-        )
-    if asked.auto_lock_managers or asked.spec.encryption_config.auto_lock_managers:
-        raise NotImplementedHere("autolock is not supported by this version of Shoal")
-    _availability(asked.availability)
-    if asked.data_path_port and not 1024 <= asked.data_path_port <= 49151:
-        raise Invalid(f"data path port {asked.data_path_port} is not between 1024 and 49151")
-    check_pools(asked.default_addr_pool, asked.subnet_size or 24)
-
-
-def _availability(text: str) -> Availability:
-    try:
-        return Availability(text or "active")
-    except ValueError as error:
-        raise Invalid(f"availability {text!r} is not active, pause or drain") from error
 
 
 def _data_address(given: str, host: str, interfaces: list[Interface]) -> str:

@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from msgspec.structs import replace
 
 from common import rpc, tls
@@ -14,6 +16,7 @@ from common.model.cluster import Cluster
 from common.model.node import Node, Role
 from common.protocol.ca import Issued, RenewRequest
 from manager.ca import tokens
+from node.forward import forward
 from node.swarm import JoinRequest
 from tests.support.formation import Machine, machines, until
 
@@ -51,8 +54,7 @@ async def test_three_managers_form_and_survive_the_leader(tmp_path: Path) -> Non
         await made[0].restart()
         await until(
             "the old leader has what it missed",
-            lambda: made[0].swarm.is_manager
-            and made[0].store.version >= leader.store.version,
+            lambda: made[0].swarm.is_manager and made[0].store.version >= leader.store.version,
         )
         assert made[0].swarm.node_id in {node.id for node in leader.store.view().find(Node)}
 
@@ -118,8 +120,9 @@ async def test_the_leader_is_demoted(tmp_path: Path) -> None:
         await until("two vote", lambda: voters(leader) == 2)
         await until(
             "its certificate says so",
-            lambda: made[0].swarm.member is not None
-            and made[0].swarm.member.trust.role == "worker",
+            lambda: (
+                made[0].swarm.member is not None and made[0].swarm.member.trust.role == "worker"
+            ),
         )
 
 
@@ -304,3 +307,78 @@ async def test_without_quorum_writes_wait_and_say_so(tmp_path: Path) -> None:
             await manager.wait_leader(0.1)
         await made[1].restart()
         await until("one of two leads", lambda: made[1].leads or made[2].leads)
+
+
+async def test_a_node_that_cannot_be_itself_again_says_why_and_may_leave(tmp_path: Path) -> None:
+    """SEC 210: here a damaged file; an expired certificate takes the same way."""
+    async with machines(tmp_path, 1) as (machine,):
+        await machine.init()
+        await machine.swarm.close()
+        (machine.folder / "swarm" / "node.pem").write_bytes(b"nonsense")
+        await machine.restart()
+        assert machine.swarm.state == "error"
+        assert "holds no key; leave and join again" in machine.swarm.error
+        with pytest.raises(Unavailable, match="already part of a swarm"):
+            await machine.init()
+        await machine.swarm.leave(force=True)
+        assert (machine.swarm.state, machine.forgotten) == ("inactive", 1)
+        await machine.init()
+
+
+async def test_a_damaged_log_stops_the_manager_with_its_reason(tmp_path: Path) -> None:
+    async with machines(tmp_path, 1) as (machine,):
+        await machine.init()
+        await machine.swarm.close()
+        files = (machine.folder / "swarm" / "raft").rglob("*")
+        segment = max(files, key=lambda path: path.stat().st_size if path.is_file() else 0)
+        data = bytearray(segment.read_bytes())
+        data[len(data.rstrip(b"\0")) // 3] ^= 0xFF  # not in the tail, which a crash may tear
+        segment.write_bytes(data)
+        await machine.restart()
+        await until("the damage shows", lambda: machine.swarm.state == "error")
+        assert "the Raft log is damaged" in machine.swarm.error
+
+
+async def test_a_leader_whose_part_fails_gives_the_lead_away(tmp_path: Path) -> None:
+    """RAF 178; alone, it tries again."""
+    async with machines(tmp_path, 2) as made:
+        await formed(made)
+        member = made[0].swarm.member
+        assert member is not None
+        assert member.manager is not None
+        member.manager.dispatcher.fail()
+        await until("the other leads", lambda: made[1].leads)
+        await made[0].swarm.leave(force=True)
+        await until("it leads alone", lambda: voters(made[1]) == 1 and made[1].leads)
+        member = made[1].swarm.member
+        assert member is not None
+        assert member.manager is not None
+        failing = member.manager.dispatcher
+        failing.fail()
+        await until("the term ends", lambda: not made[1].leads)
+        await until("it leads again", lambda: made[1].leads)
+        assert member.manager.dispatcher is not failing
+
+
+async def test_requests_go_on_when_the_leader_is_lost(tmp_path: Path) -> None:
+    """A forwarded request that only reads, or was not sent yet, finds the next leader."""
+    async with machines(tmp_path, 3) as made:
+        await formed(made)
+        member = made[1].swarm.member
+        assert member is not None
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            assert member.manager is not None
+            return await forward(member.trust.client, member.manager, request)
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", handler)
+        async with TestClient(TestServer(app)) as client:
+            answer = await client.post("/services/create?a=b", data=b"spec")
+            assert (answer.status, answer.headers["X-Kept"]) == (201, "yes")
+            assert await answer.text() == "POST /forward/services/create spec"
+            await made[0].crash()
+            answer = await client.get("/services")
+            assert answer.status == 201
+            answer = await client.post("/services/create", data=b"spec")
+            assert answer.status == 201

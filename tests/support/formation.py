@@ -35,11 +35,16 @@ class FakeDispatcher:
         self._store = store
         self._raft = raft
         self._leads = False
+        self._broken = asyncio.Event()
+
+    def fail(self) -> None:
+        self._broken.set()
 
     async def run(self) -> None:
         self._leads = True
         try:
-            await asyncio.Event().wait()
+            await self._broken.wait()
+            raise RuntimeError("a part failed, as the test wants")
         finally:
             self._leads = False
 
@@ -244,5 +249,3 @@ async def until(what: str, true: Callable[[], bool], deadline_s: float = 15.0) -
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not in {deadline_s} s: {what}") from None
-
-
