@@ -129,7 +129,10 @@ class Creation:
         try:
             network: dict[str, Any] = self._networks.inspect(name)
         except NotFound:
-            raise NotFound(f"network {name} not found") from None
+            # Not NotFound: clients take that for a missing image and go and pull it.
+            raise Invalid(
+                f"network {name} not found on this node; `docker network ls` shows what there is"
+            ) from None
         if network.get("Driver") == "overlay":
             raise NotImplementedHere(
                 f"network {name}: only services can be on an overlay network; use a bridge"
