@@ -14,6 +14,7 @@ def swarm() -> None:
 @swarm.command()
 @click.option("--advertise-addr", default="", metavar="ADDR[:PORT]", help="Where others reach us.")
 @click.option("--listen-addr", default="", metavar="ADDR[:PORT]", help="Where we listen.")
+@click.option("--data-path-addr", default="", metavar="ADDR", help="Where overlays run.")
 @click.option("--availability", type=click.Choice(["active", "pause", "drain"]), default="active")
 @click.option("--default-addr-pool", multiple=True, metavar="CIDR", help="For overlay networks.")
 @click.option("--default-addr-pool-mask-length", type=int, default=24, show_default=True)
@@ -23,6 +24,7 @@ def init(
     client: Client,
     advertise_addr: str,
     listen_addr: str,
+    data_path_addr: str,
     availability: str,
     default_addr_pool: tuple[str, ...],
     default_addr_pool_mask_length: int,
@@ -34,6 +36,7 @@ def init(
         {
             "ListenAddr": listen_addr,
             "AdvertiseAddr": advertise_addr,
+            "DataPathAddr": data_path_addr,
             "Availability": availability,
             "DefaultAddrPool": list(default_addr_pool),
             "SubnetSize": default_addr_pool_mask_length,
@@ -42,7 +45,7 @@ def init(
     )
     click.echo(f"Swarm initialized: current node ({node_id}) is now a manager.\n")
     click.echo("To add a worker to this swarm, run the following command on it:\n")
-    _show_join_command(client, "Worker")
+    click.echo(f"{_join_command(client, 'Worker')}\n")
     click.echo("To add a manager, run: shoal swarm join-token manager")
 
 
@@ -50,6 +53,7 @@ def init(
 @click.option("--token", required=True, help="From: shoal swarm join-token worker|manager")
 @click.option("--advertise-addr", default="", metavar="ADDR[:PORT]", help="Where others reach us.")
 @click.option("--listen-addr", default="", metavar="ADDR[:PORT]", help="Where we listen.")
+@click.option("--data-path-addr", default="", metavar="ADDR", help="Where overlays run.")
 @click.option("--availability", type=click.Choice(["active", "pause", "drain"]), default="active")
 @click.argument("remote", metavar="HOST:PORT", nargs=-1, required=True)
 @pass_client
@@ -58,6 +62,7 @@ def join(
     token: str,
     advertise_addr: str,
     listen_addr: str,
+    data_path_addr: str,
     availability: str,
     remote: tuple[str, ...],
 ) -> None:
@@ -67,6 +72,7 @@ def join(
         {
             "ListenAddr": listen_addr,
             "AdvertiseAddr": advertise_addr,
+            "DataPathAddr": data_path_addr,
             "Availability": availability,
             "RemoteAddrs": list(remote),
             "JoinToken": token,
@@ -96,8 +102,8 @@ def join_token(client: Client, rotate: bool, quiet: bool, role: str) -> None:
     if quiet:
         click.echo(client.get("/swarm")["JoinTokens"][role.capitalize()])
         return
-    click.echo(f"To add a {role} to this swarm, run the following command:\n")
-    _show_join_command(client, role.capitalize())
+    command = _join_command(client, role.capitalize())
+    click.echo(f"To add a {role} to this swarm, run the following command:\n\n{command}\n")
 
 
 @swarm.command()
@@ -109,8 +115,8 @@ def leave(client: Client, force: bool) -> None:
     click.echo("Node left the swarm.")
 
 
-def _show_join_command(client: Client, role: str) -> None:
+def _join_command(client: Client, role: str) -> str:
     token = client.get("/swarm")["JoinTokens"][role]
     node = client.get(f"/nodes/{client.get('/info')['Swarm']['NodeID']}")
     address = node["ManagerStatus"]["Addr"]
-    click.echo(f"    shoal swarm join --token {token} {address}\n")
+    return f"    shoal swarm join --token {token} {address}"

@@ -62,6 +62,20 @@ def advertised(
     return str(address), port
 
 
+def data_address(given: str, host: str, interfaces: Sequence[Interface]) -> str:
+    """The address that overlays run between; the advertised `host` if none is `given`.
+
+    Unlike that one it must be on this machine: the tunnels end there. Raises Invalid.
+    """
+    address = advertised(given, 1, interfaces, "data path address")[0] if given else host
+    if any(address in interface.addresses for interface in interfaces):
+        return address
+    raise Invalid(
+        f"{address} is not an address of this machine ({_choices(interfaces)}), so overlay "
+        "networks cannot run over it; advertise one that is, or name one with --data-path-addr"
+    )
+
+
 def listening(given: str, default_port: int, interfaces: Sequence[Interface]) -> tuple[str, int]:
     """The address and port to bind; "" is every address. Raises Invalid."""
     host, port = split_port(given or "0.0.0.0", default_port, "listen address")

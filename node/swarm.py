@@ -26,9 +26,9 @@ from manager.ca import tokens
 from manager.manager import make_log
 from manager.raft.message import Member as RaftMember
 from node.address import (
-    Interface,
     advertised,
     bind,
+    data_address,
     join_address,
     listening,
     machine_interfaces,
@@ -152,7 +152,7 @@ class Swarm:
                 cluster_id=self._around.ids.new(),
                 address=join_address(host, advertised_port),
                 listen=join_address(*listen),
-                data_address=_data_address(asked.data_path_addr, host, interfaces),
+                data_address=data_address(asked.data_path_addr, host, interfaces),
                 raft_id=self._around.ids.new(),
             )
             own = ManagerAddress(node_id=state.node_id, address=state.address)
@@ -197,7 +197,7 @@ class Swarm:
             listen = listening(asked.listen_addr, port, interfaces)
             given = asked.advertise_addr or await asyncio.to_thread(source_address, remotes[0])
             host, advertised_port = advertised(given, listen[1], interfaces)
-            data_address = _data_address(asked.data_path_addr, host, interfaces)
+            overlay_address = data_address(asked.data_path_addr, host, interfaces)
             key, request = await run_apart(new_request)
             body = IssueRequest(
                 token=asked.join_token.strip(),
@@ -212,7 +212,7 @@ class Swarm:
                     cluster_id=issued.cluster_id,
                     address=join_address(host, advertised_port),
                     listen=join_address(*listen),
-                    data_address=data_address,
+                    data_address=overlay_address,
                     managers=(ManagerAddress(node_id="", address=remote),),
                 )
                 credentials = Credentials(
@@ -325,12 +325,6 @@ class Swarm:
 
 async def _await(doing: Awaitable[object]) -> None:
     await doing
-
-
-def _data_address(given: str, host: str, interfaces: list[Interface]) -> str:
-    if not given:
-        return host
-    return advertised(given, 1, interfaces, "data path address")[0]
 
 
 def _remotes(given: tuple[str, ...], default_port: int) -> list[str]:

@@ -31,9 +31,7 @@ REMOVED_GRACE = dt.timedelta(days=7)
 class Authority:
     """Signs for one cluster."""
 
-    def __init__(
-        self, store: Store, clock: Clock, ids: Ids, run: Run = run_apart
-    ) -> None:
+    def __init__(self, store: Store, clock: Clock, ids: Ids, run: Run = run_apart) -> None:
         """`run` is where signing happens."""
         self._run = run
         self._store = store
@@ -102,11 +100,16 @@ class Authority:
         return await self._sign(cluster, asked.request, named)
 
     async def abandon(self, identity: Identity) -> None:
-        """Forget a node whose join did not come to an end. One that was ever ready stays."""
+        """Forget a node whose join did not come to an end.
+
+        One that ever had a session (it has described itself since) or is in Raft stays.
+        """
 
         def forget(tx: Tx) -> None:
             node = tx.get(Node, identity.node_id)
-            if node is not None and node.status.state is NodeState.UNKNOWN and not node.index:
+            if node is None or node.description.hostname or node.manager_status is not None:
+                return
+            if node.status.state is NodeState.UNKNOWN:
                 tx.delete(Node, node.id)
 
         await self._store.update(forget)

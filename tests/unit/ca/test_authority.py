@@ -11,7 +11,16 @@ from common.errors import Forbidden, Invalid, Unavailable
 from common.ids import Ids
 from common.keys import new_request
 from common.model.cluster import CAConfig, Cluster, ClusterSpec, RootCA
-from common.model.node import Availability, Node, NodeSpec, NodeState, NodeStatus, Role
+from common.model.node import (
+    Availability,
+    ManagerStatus,
+    Node,
+    NodeDescription,
+    NodeSpec,
+    NodeState,
+    NodeStatus,
+    Role,
+)
 from common.protocol.ca import IssueRequest, RenewRequest
 from common.tls import Credentials, Identity, inspect
 from manager.ca import certificates, tokens
@@ -135,12 +144,17 @@ async def test_removed_and_demoted_nodes_are_refused() -> None:
 
 
 async def test_only_a_node_that_never_came_is_forgotten() -> None:
-    came = Node(id="a" * 25, index=1, status=NodeStatus(state=NodeState.UNKNOWN))
-    never = Node(id="b" * 25)
-    ca, store = await authority(came, never)
-    for node in (came, never):
+    """The allocator has given it an index all the same."""
+    unknown = NodeStatus(state=NodeState.UNKNOWN)
+    came = Node(id="a" * 25, index=1, status=unknown, description=NodeDescription(hostname="m1"))
+    manager = Node(
+        id="b" * 25, index=2, status=unknown, manager_status=ManagerStatus(addr="192.0.2.1:2377")
+    )
+    never = Node(id="c" * 25, index=3, status=unknown)
+    ca, store = await authority(came, manager, never)
+    for node in (came, manager, never):
         await ca.abandon(Identity(node.id, "worker", CLUSTER.id))
-    assert [node.id for node in store.view().find(Node)] == [came.id]
+    assert {node.id for node in store.view().find(Node)} == {came.id, manager.id}
 
 
 async def test_a_manager_without_state_says_so() -> None:

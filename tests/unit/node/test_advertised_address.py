@@ -4,7 +4,15 @@ from contextlib import closing
 import pytest
 
 from common.errors import Invalid
-from node.address import Interface, advertised, bind, listening, machine_interfaces, source_address
+from node.address import (
+    Interface,
+    advertised,
+    bind,
+    data_address,
+    listening,
+    machine_interfaces,
+    source_address,
+)
 from node.pools import check_pools
 
 LO = Interface("lo", ("127.0.0.1",))
@@ -45,6 +53,15 @@ def test_chosen(given: str, interfaces: list[Interface], expect: tuple[str, int]
 def test_refused(given: str, interfaces: list[Interface], says: str) -> None:
     with pytest.raises(Invalid, match=says):
         advertised(given, 2377, interfaces)
+
+
+def test_overlays_run_between_addresses_of_the_machines() -> None:
+    """Behind NAT others may reach us by an address that is not ours; tunnels cannot end there."""
+    assert data_address("", "192.0.2.5", [LO, ETH]) == "192.0.2.5"
+    assert data_address("eth1", "203.0.113.9", [LO, ETH, PLAIN]) == "198.51.100.7"
+    for given, host in (("", "203.0.113.9"), ("203.0.113.9", "192.0.2.5")):
+        with pytest.raises(Invalid, match=r"203.0.113.9 is not .*eth0 192.0.2.5.*--data-path-addr"):
+            data_address(given, host, [LO, ETH])
 
 
 def test_listening_is_everywhere_by_default() -> None:
