@@ -54,6 +54,7 @@ demo: packages setup ## a three-node cluster on this computer, doing the main jo
 .PHONY: lab
 lab: packages setup ## the demo's cluster, left up to play with; `make lab-down` removes it
 	@$(BIN)/python -m lab up
+	@$(BIN)/python -m lab images --load >/dev/null && echo "Images on every machine: web:1 web:2"
 
 .PHONY: lab-down
 lab-down: setup ## remove the cluster of `make lab`

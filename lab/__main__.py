@@ -117,12 +117,12 @@ def start(cluster: Cluster, machine: str) -> None:
 
 
 @lab.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--load", is_flag=True, help="Load them on the lab's machines, too.")
 @click.pass_obj
-def images(cluster: Cluster, folder: Path, load: bool) -> None:
-    """Write archives of the demo's images to FOLDER."""
-    made = demo(folder)
+def images(cluster: Cluster, folder: Path | None, load: bool) -> None:
+    """Write archives of the demo's images to FOLDER (without one: the lab's own)."""
+    made = demo(folder or cluster.folder / "images")
     if load:
         cluster.load(*made)
     for path in made:
