@@ -44,6 +44,9 @@ def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bo
             message = why or service["UpdateStatus"].get("Message", "")
             shown.end()
             raise UpdateFailed(f"service {state.replace('_', ' ')}: {message}".rstrip(": "))
+        if not tasks and "Global" in service["Spec"]["Mode"]:
+            time.sleep(POLL_S)  # its tasks are not made yet, or no node may have one
+            continue
         if running >= wanted and state not in ("updating", "rollback_started"):
             shown.end(f"{running} of {wanted} tasks running: converged")
             return

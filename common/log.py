@@ -65,6 +65,17 @@ def _visible(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape").decode()
 
 
+def one_line_for_strangers(record: logging.LogRecord) -> bool:
+    """A filter: what a client sends that is no HTTP is no fault of ours, so it gets no trace."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and type(error).__module__ == "aiohttp.http_exceptions":
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "a client sent what is not HTTP", ()
+        record.reason = " ".join(str(error).split())[:200]
+        record.exc_info = record.exc_text = None
+    return True
+
+
 def setup(level: str, stream: TextIO = sys.stderr) -> None:
     """Log from `level` ("debug", "info", "warning", "error") on to `stream`. Raises Invalid."""
     if level not in LEVELS:
@@ -75,3 +86,4 @@ def setup(level: str, stream: TextIO = sys.stderr) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(one_line_for_strangers)

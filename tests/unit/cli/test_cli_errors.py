@@ -82,6 +82,29 @@ def test_a_daemon_that_dies_while_it_answers(
     assert "the daemon went away" in capsys.readouterr().err
 
 
+class _Global:
+    """A client of a cluster that makes the tasks of a global service a little later."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def get(self, path: str, **_: object) -> Any:
+        if path == "/nodes":
+            return [{"ID": "n1", "Status": {"State": "ready"}}]
+        if path != "/tasks":
+            return {"Spec": {"Mode": {"Global": {}}}}
+        self.asked += 1
+        state = "starting" if self.asked == 2 else "running"
+        task = {"Status": {"State": state}, "DesiredState": "running", "NodeID": "n1"}
+        return [task] if self.asked > 1 else []
+
+
+def test_a_global_service_without_tasks_is_not_there_yet() -> None:
+    client = _Global()
+    wait_converged(client, "s", quiet=True)  # type: ignore[arg-type]
+    assert client.asked == 3
+
+
 class _Rolling:
     """A client of a cluster in which a service is rolled back."""
 

@@ -3,6 +3,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from aiohttp.http_exceptions import BadHttpMessage
 
 from common import log
 from common.errors import Invalid
@@ -38,6 +39,24 @@ def test_a_line_has_its_fields_and_no_more(lines: io.StringIO) -> None:
 )
 def test_values_cannot_forge_lines(value: str, written: str) -> None:
     assert log.quoted(value) == written
+
+
+def test_what_is_no_http_gets_a_line_and_no_trace(lines: io.StringIO) -> None:
+    part = logging.getLogger("aiohttp.server")
+    try:
+        raise BadHttpMessage("Got more than 8190 bytes\nwhen reading")
+    except BadHttpMessage:
+        part.exception("Error handling request from %s", "192.0.2.7")
+    try:
+        raise KeyError("ours")
+    except KeyError:
+        part.exception("Error handling request")
+    theirs, ours = lines.getvalue().splitlines()
+    assert 'level=info part=aiohttp.server msg="a client sent what is not HTTP"' in theirs
+    assert "Got more than 8190 bytes when reading" in theirs
+    assert "Traceback" not in theirs
+    assert "level=error" in ours
+    assert "Traceback" in ours
 
 
 def test_an_unknown_level_is_named() -> None:
