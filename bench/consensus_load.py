@@ -1,0 +1,129 @@
+"""What `bench.consensus` writes, and how it counts: the same for every system measured."""
+
+import asyncio
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """So many writers, each writing its own object again as soon as it was acknowledged."""
+
+    writers: int
+    size: int  # bytes of one value
+    seconds: float
+
+    def payload(self, count: int) -> str:
+        """A value of `size` bytes that differs from the one before."""
+        return f"{count:08d}".ljust(self.size, "x")
+
+
+def summary(seconds: list[float], duration_s: float) -> dict[str, float]:
+    """Writes, their rate, and p50 and p99 of their latencies in milliseconds."""
+    if len(seconds) < 2:
+        raise ValueError(f"only {len(seconds)} writes in {duration_s:.1f} s; give it more seconds")
+    cuts = statistics.quantiles(seconds, n=100)
+    return {
+        "writes": len(seconds),
+        "rate": len(seconds) / duration_s,
+        "p50_ms": cuts[49] * 1000,
+        "p99_ms": cuts[98] * 1000,
+    }
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time that living processes have used so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS
+
+
+async def load_over_http(
+    port: int, path: str, body: Callable[[str, str], bytes], load: Load
+) -> dict[str, float]:
+    """Apply `load` by POSTs of `body(key, value)` over kept-open connections to loopback.
+
+    Adds the CPU seconds that this client itself took. Raises OSError for a refused write.
+    """
+    loop = asyncio.get_running_loop()
+    used, began = time.process_time(), time.monotonic()
+    writers = [
+        _Writer(f"bench-{number}", path, body, load, began + load.seconds)
+        for number in range(load.writers)
+    ]
+    for writer in writers:
+        await loop.create_connection(lambda writer=writer: writer, "127.0.0.1", port)  # type: ignore[misc]
+    async with asyncio.timeout(load.seconds + 20):
+        await asyncio.gather(*(writer.done for writer in writers))
+    took = time.monotonic() - began
+    result = summary([each for writer in writers for each in writer.seconds], took)
+    return result | {"client_cpu_s": time.process_time() - used}
+
+
+class _Writer(asyncio.Protocol):
+    """One connection with one request at a time: no more of HTTP/1.1 than that takes."""
+
+    def __init__(
+        self, key: str, path: str, body: Callable[[str, str], bytes], load: Load, until: float
+    ) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.seconds: list[float] = []
+        self._key, self._path, self._body, self._load = key, path, body, load
+        self._until = until
+        self._count = 0
+        self._sent = 0.0
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._next()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(OSError(f"the connection broke: {error or 'closed'}"))
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, rest = self._buffer.partition(b"\r\n\r\n")
+        if not found or len(rest) < _length(head):
+            return
+        self._buffer = b""
+        self.seconds.append(time.monotonic() - self._sent)
+        if b" 200 " in head[:16]:
+            self._next()
+        else:
+            self.done.set_exception(OSError(f"a write was refused: {rest[:200]!r}"))
+            self._transport.close()
+
+    def _next(self) -> None:
+        self._sent = time.monotonic()
+        if self._sent >= self._until:
+            self.done.set_result(None)
+            self._transport.close()
+            return
+        body = self._body(self._key, self._load.payload(self._count))
+        self._count += 1
+        head = f"POST {self._path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+        self._transport.write(head.encode() + b"\r\n\r\n" + body)
+
+
+def _length(head: bytes) -> int:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            return int(value)
+    raise OSError(f"an answer without a length: {head[:200]!r}")
+
+
+def plain_body(key: str, value: str) -> bytes:
+    return json.dumps({"key": key, "value": value}).encode()
