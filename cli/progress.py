@@ -44,7 +44,7 @@ def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bo
             message = why or service["UpdateStatus"].get("Message", "")
             shown.end()
             raise UpdateFailed(f"service {state.replace('_', ' ')}: {message}".rstrip(": "))
-        if not tasks and "Global" in service["Spec"]["Mode"]:
+        if not wanted and "Global" in service["Spec"]["Mode"]:
             time.sleep(POLL_S)  # its tasks are not made yet, or no node may have one
             continue
         if running >= wanted and state not in ("updating", "rollback_started"):
@@ -69,7 +69,7 @@ def count(
         wanted = mode["Replicated"].get("Replicas", 1)
     else:
         wanted = sum(
-            task["DesiredState"] == "running" and task["Status"]["State"] not in _DEAD
+            task["DesiredState"] in ("ready", "running") and task["Status"]["State"] not in _DEAD
             for task in tasks
         )
     return running, wanted, _trouble(tasks)

@@ -94,12 +94,13 @@ class _Global:
         if path != "/tasks":
             return {"Spec": {"Mode": {"Global": {}}}}
         self.asked += 1
-        state = "starting" if self.asked == 2 else "running"
-        task = {"Status": {"State": state}, "DesiredState": "running", "NodeID": "n1"}
+        state, desired = ("starting", "ready") if self.asked == 2 else ("running", "running")
+        task = {"Status": {"State": state}, "DesiredState": desired, "NodeID": "n1"}
         return [task] if self.asked > 1 else []
 
 
 def test_a_global_service_without_tasks_is_not_there_yet() -> None:
+    """Nor is one whose new task waits for the old one to stop."""
     client = _Global()
     wait_converged(client, "s", quiet=True)  # type: ignore[arg-type]
     assert client.asked == 3
