@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -54,14 +55,13 @@ async def load_over_http(
 
     Adds the CPU seconds that this client itself took. Raises OSError for a refused write.
     """
-    loop = asyncio.get_running_loop()
-    used, began = time.process_time(), time.monotonic()
     writers = [
-        _Writer(f"bench-{number}", path, body, load, began + load.seconds)
+        await _connect(port, _Writer(f"bench-{number}", path, body, load))
         for number in range(load.writers)
     ]
+    used, began = time.process_time(), time.monotonic()
     for writer in writers:
-        await loop.create_connection(lambda writer=writer: writer, "127.0.0.1", port)  # type: ignore[misc]
+        writer.start(began + load.seconds)
     async with asyncio.timeout(load.seconds + 20):
         await asyncio.gather(*(writer.done for writer in writers))
     took = time.monotonic() - began
@@ -69,23 +69,30 @@ async def load_over_http(
     return result | {"client_cpu_s": time.process_time() - used}
 
 
+async def _connect(port: int, writer: "_Writer") -> "_Writer":
+    await asyncio.get_running_loop().create_connection(lambda: writer, "127.0.0.1", port)
+    return writer
+
+
 class _Writer(asyncio.Protocol):
     """One connection with one request at a time: no more of HTTP/1.1 than that takes."""
 
-    def __init__(
-        self, key: str, path: str, body: Callable[[str, str], bytes], load: Load, until: float
-    ) -> None:
+    def __init__(self, key: str, path: str, body: Callable[[str, str], bytes], load: Load) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.seconds: list[float] = []
         self._key, self._path, self._body, self._load = key, path, body, load
-        self._until = until
+        self._until = 0.0
         self._count = 0
         self._sent = 0.0
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        # uvloop's transports are none of asyncio's classes
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def start(self, until: float) -> None:
+        """Write until that moment of the monotonic clock; then `done` is."""
+        self._until = until
         self._next()
 
     def connection_lost(self, error: Exception | None) -> None:
