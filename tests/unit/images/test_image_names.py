@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Conflict, Invalid, NotFound
-from worker.images import names
 from common.references import Reference, parse, with_tag
+from worker.images import names
 from worker.images.store import Index, Layer, Record
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "ab" * 32
