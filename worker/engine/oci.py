@@ -26,6 +26,8 @@ MASKED = (
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _SHM_SIZE = 64 << 20
+_SMALL_SHARE = 10_000_000  # billionths of a CPU
+_LONGEST_PERIOD = 1_000_000
 _PERIOD = 100_000  # µs, of the CPU quota
 # What a container may use; it may make nodes of any device, but not open them.
 _DEVICES: tuple[dict[str, Any], ...] = (
@@ -219,7 +221,9 @@ def resources(host: HostConfig) -> dict[str, Any]:
         "mems": host.cpuset_mems,
     }
     if host.nano_cpus:
-        cpu |= {"quota": max(host.nano_cpus * _PERIOD // 10**9, 1000), "period": _PERIOD}
+        # The kernel refuses quotas below 1 ms: a very small share needs a longer period.
+        period = _PERIOD if host.nano_cpus >= _SMALL_SHARE else _LONGEST_PERIOD
+        cpu |= {"quota": host.nano_cpus * period // 10**9, "period": period}
     result: dict[str, Any] = {
         "memory": memory,
         "cpu": {name: value for name, value in cpu.items() if value},

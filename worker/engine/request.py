@@ -26,7 +26,7 @@ from worker.runtime import capabilities
 _NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
 _HOSTNAME = re.compile(r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62})$")
 _PORT = re.compile(r"^(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?$")
-_LEAST_MEMORY = 6 << 20
+_LEAST_MEMORY = 4 << 20  # as for services; what is smaller cannot even start
 _SYSCTLS = ("net.", "fs.mqueue.", "kernel.shm", "kernel.msg", "kernel.sem")
 _LOG_DRIVERS = ("", "json-file", "local", "none")
 _LOG_OPTIONS = {"max-size", "max-file"}
@@ -185,15 +185,15 @@ def _refuse_modes(host: HostConfig) -> None:
 
 def _check_limits(host: HostConfig) -> None:
     if 0 < host.memory < _LEAST_MEMORY or host.memory < 0:
-        raise Invalid("Minimum memory limit allowed is 6MB")
+        raise Invalid("Minimum memory limit allowed is 4MB")
     if host.memory_swap > 0 and (not host.memory or host.memory_swap < host.memory):
         raise Invalid("HostConfig.MemorySwap must be given with Memory and not be smaller than it")
     if host.memory_reservation and host.memory and host.memory_reservation > host.memory:
         raise Invalid("HostConfig.MemoryReservation must not exceed Memory")
     if host.nano_cpus < 0 or (host.nano_cpus and (host.cpu_quota or host.cpu_period)):
         raise Invalid("HostConfig.NanoCpus must be positive, and not come with CpuQuota/CpuPeriod")
-    if 0 < host.nano_cpus < 10_000_000:
-        raise Invalid("HostConfig.NanoCpus: at least 0.01 CPUs are needed")
+    if 0 < host.nano_cpus < 1_000_000:
+        raise Invalid("HostConfig.NanoCpus: at least 0.001 CPUs are needed")
     if host.cpu_shares < 0 or host.cpu_quota < -1 or host.cpu_period < 0:
         raise Invalid("HostConfig: CpuShares, CpuQuota and CpuPeriod cannot be negative")
     if not -1000 <= host.oom_score_adj <= 1000:

@@ -81,7 +81,7 @@ def test_health_is_merged_field_by_field() -> None:
 @pytest.mark.parametrize(
     ("host", "error", "field"),
     [
-        (HostConfig(memory=1), Invalid, "6MB"),
+        (HostConfig(memory=1), Invalid, "4MB"),
         (HostConfig(memory_swap=10 << 20), Invalid, "MemorySwap"),
         (HostConfig(nano_cpus=-1), Invalid, "NanoCpus"),
         (HostConfig(nano_cpus=10**9, cpu_quota=5000), Invalid, "NanoCpus"),
