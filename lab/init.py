@@ -44,6 +44,15 @@ def _own_view(folder: str) -> None:
     _mount("sysfs", "/sys", "sysfs", _HARMLESS)
     _mount(aside, "/sys/fs/cgroup", "", _MS_BIND | _MS_REC)
     _check(_libc.umount2(aside.encode(), _MNT_DETACH), f"umount {aside}")
+    _new_boot(folder)
+
+
+def _new_boot(folder: str) -> None:
+    """An id of this boot of the machine: the kernel's own tells of the computer's."""
+    identity = os.path.join(folder, "boot_id")
+    with open("/proc/sys/kernel/random/uuid") as fresh, open(identity, "w") as file:
+        file.write(fresh.read())
+    _mount(identity, "/proc/sys/kernel/random/boot_id", "", _MS_BIND)
 
 
 def _loopback_up() -> None:

@@ -16,6 +16,7 @@ from lab.cluster import Cluster
 from lab.machine import DaemonEnded, Machine
 
 pytestmark = pytest.mark.root
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 PREFIX = f"t-lab-{os.getpid()}"
 
 
@@ -80,6 +81,8 @@ def test_without_power_all_its_processes_end_and_its_disk_remains(cluster: Clust
     one.exec("setsid", "--fork", "sh", "-c", "exec sleep 1000 >/dev/null 2>&1")
     sleeping = [process for pid, process in one.processes.items() if pid != 1]
     assert sleeping
+    boot = one.exec("cat", BOOT_ID)
+    assert boot != Path(BOOT_ID).read_text()
     one.kill()
     assert not any(process.alive for process in sleeping)
     assert (one.state_dir / "kept").exists()
@@ -88,6 +91,7 @@ def test_without_power_all_its_processes_end_and_its_disk_remains(cluster: Clust
         one.exec("true")
     one.kill()
     one.boot()
+    assert one.exec("cat", BOOT_ID) not in (boot, Path(BOOT_ID).read_text())
     wait_until(lambda: reaches(two, one.ip), "m1 is reached again", 10)
 
 

@@ -283,6 +283,10 @@ async def test_after_a_reboot_what_should_run_runs_again_without_a_manager(
         world.lead()
         await asyncio.sleep(10)
         assert world.state(id) is S.RUNNING
+        now, said = machine.engine.look(id), world.task(id).status
+        assert now is not None
+        assert said.container_status is not None
+        assert (said.node_address, said.container_status.pid) == (now.node_address, now.pid)
         assert runs()
 
 

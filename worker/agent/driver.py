@@ -15,7 +15,7 @@ from common.clock import Clock
 from common.errors import ShoalError, Unavailable
 from common.model.task import ContainerStatus, Task, TaskState, TaskStatus
 from worker.agent.executor import Executor
-from worker.agent.steps import Seen, Step, ending, next_step
+from worker.agent.steps import Seen, Step, ending, moved, next_step
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,13 @@ class Driver:
             seen = self._executor.look(self.task.id)
             if seen is not None or self.status.state > TaskState.RUNNING:
                 self._made.set()
-            step = next_step(self.status.state, self.task.desired_state, seen, revive=self._revive)
+            step = next_step(
+                self.status.state,
+                self.task.desired_state,
+                seen,
+                revive=self._revive,
+                moved=moved(self.status, seen),
+            )
             try:
                 await self._do(step, seen)
             except Exception as error:  # noqa: BLE001 - one bad task must not end the others
@@ -199,7 +205,7 @@ class Driver:
             err=err,
             container_status=container,
             port_status=ports,
-            node_address=address or before.node_address,
+            node_address=address if seen is not None and seen.live else before.node_address,
         )
         self._report(self.task, self.status)
 

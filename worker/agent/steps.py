@@ -8,7 +8,7 @@ import enum
 
 import msgspec
 
-from common.model.task import PortStatus, TaskState
+from common.model.task import PortStatus, TaskState, TaskStatus
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,10 +48,16 @@ class Step(enum.Enum):
 
 
 def next_step(
-    state: TaskState, desired: TaskState, seen: Seen | None, *, revive: bool = False
+    state: TaskState,
+    desired: TaskState,
+    seen: Seen | None,
+    *,
+    revive: bool = False,
+    moved: bool = False,
 ) -> Step:
     """`state` is what was last said. `revive`: the machine has rebooted since then, so that the
-    container ended without a fault of its own and should run again."""
+    container ended without a fault of its own and should run again. `moved`: it runs, but with
+    another process or address than was last said."""
     if state > TaskState.RUNNING:
         return Step.CLEAR if desired is TaskState.REMOVE and seen is not None else Step.REST
     if desired >= TaskState.SHUTDOWN:
@@ -64,17 +70,27 @@ def next_step(
         return Step.SAY_GONE
     if state is TaskState.READY:
         return Step.START if desired >= TaskState.RUNNING else Step.REST
-    return _after_start(state, seen, revive)
+    return _after_start(state, seen, revive, moved)
 
 
-def _after_start(state: TaskState, seen: Seen, revive: bool) -> Step:
+def _after_start(state: TaskState, seen: Seen, revive: bool, moved: bool) -> Step:
     if not seen.live:
         return Step.START if seen.state == "created" or revive else Step.SAY_EXITED
     if seen.health == "unhealthy":
         return Step.STOP_SICK
+    if state is TaskState.RUNNING and moved:
+        return Step.SAY_RUNNING  # at once: requests go to where it was
     if state is TaskState.STARTING and seen.health in ("", "healthy"):
         return Step.SAY_RUNNING
     return Step.WATCH
+
+
+def moved(said: TaskStatus, seen: Seen | None) -> bool:
+    """Whether the container runs otherwise than `said`: it was started again after a reboot."""
+    if seen is None or seen.state != "running":
+        return False
+    known = said.container_status
+    return known is None or (known.pid, said.node_address) != (seen.pid, seen.node_address)
 
 
 def ending(seen: Seen) -> tuple[TaskState, str]:

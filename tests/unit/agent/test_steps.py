@@ -1,9 +1,10 @@
 """What the agent does next for a task."""
 
 import pytest
+from msgspec.structs import replace
 
-from common.model.task import TaskState
-from worker.agent.steps import Seen, Step, ending, next_step
+from common.model.task import ContainerStatus, TaskState, TaskStatus
+from worker.agent.steps import Seen, Step, ending, moved, next_step
 
 S = TaskState
 
@@ -56,6 +57,24 @@ def test_next_step(
     state: TaskState, desired: TaskState, container: Seen | None, expect: Step
 ) -> None:
     assert next_step(state, desired, container) is expect
+
+
+def test_what_runs_elsewhere_than_was_said_is_said_again() -> None:
+    said = TaskStatus(
+        state=S.RUNNING,
+        container_status=ContainerStatus(container_id="c", pid=7),
+        node_address="10.0.0.2",
+    )
+    same = seen("running", pid=7, node_address="10.0.0.2")
+    assert not moved(said, same)
+    assert not moved(said, None)
+    assert not moved(said, seen("exited"))
+    for other in (replace(same, pid=8), replace(same, node_address="10.0.0.3")):
+        assert moved(said, other)
+        assert next_step(S.RUNNING, S.RUNNING, other, moved=True) is Step.SAY_RUNNING
+        assert next_step(S.RUNNING, S.SHUTDOWN, other, moved=True) is Step.STOP
+    sick = replace(same, pid=8, health="starting")
+    assert next_step(S.STARTING, S.RUNNING, sick, moved=True) is Step.WATCH
 
 
 def test_after_a_reboot_what_should_run_starts_again() -> None:
