@@ -19,6 +19,7 @@ import contextlib
 import datetime as dt
 import json
 import shutil
+import signal
 import socket
 import statistics
 import sys
@@ -89,7 +90,7 @@ class Worker:
         file = _settings_file(self.settings)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bench.consensus_member", str(file),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         loop = asyncio.get_running_loop()
         self._reading = loop.create_task(self._read(self._process))
@@ -238,6 +239,9 @@ async def _measure(
 
 
 async def _run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     until = time.monotonic() + options.budget
     authority = Authority()
     managers = Managers(folder, authority, options.profile)
@@ -321,11 +325,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.peer and shutil.which("etcd") is None:
         parser.error("--peer etcd: there is no etcd here; install the package etcd-server")
-    with (  # not in /tmp, which may be memory
-        tempfile.TemporaryDirectory(prefix="shoal-consensus-", dir="/var/tmp") as folder,
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        result = runner.run(_run(options, Path(folder)))
+    try:
+        with (  # not in /tmp, which may be memory
+            tempfile.TemporaryDirectory(prefix="shoal-consensus-", dir="/var/tmp") as folder,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            result = runner.run(_run(options, Path(folder)))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        sys.exit("stopped; nothing is left behind")
+    except OSError as error:  # TimeoutError is one
+        sys.exit(f"not measured: {error or 'no answer in time'}")
     if options.json:
         print(json.dumps(result, indent=1))
     else:

@@ -79,10 +79,18 @@ class Etcd:
         }
         with (self._folder / f"m{number}.log").open("wb") as log:
             return subprocess.Popen(
-                ["etcd", *(f"--{name}={value}" for name, value in options.items())],
+                # so that none is left when the benchmark is killed
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    "etcd",
+                    *(f"--{name}={value}" for name, value in options.items()),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             )
 
