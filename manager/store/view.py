@@ -74,7 +74,7 @@ class Tx(View):
         old = self._tables.table(type(object)).get(object.id)
         if old == object:
             return object
-        self._check_name(object)
+        self._check_name(object, old)
         written = msgspec.structs.replace(
             object,
             created_at=self._created_at(object, old),
@@ -97,11 +97,15 @@ class Tx(View):
             return old.created_at
         return self._now if object.created_at == ZERO_TIME else object.created_at
 
-    def _check_name(self, object: Object) -> None:
+    def _check_name(self, object: Object, old: Object | None) -> None:
         kind = BY_TYPE[type(object)]
         if not kind.unique_name:
             return
-        for name in kind.indexes["name"](object):
+        names = kind.indexes["name"]
+        kept = () if old is None else names(old)  # no other can have them
+        for name in names(object):
+            if name in kept:
+                continue
             for other in self._tables.table(kind.type).find("name", name):
                 if other.id != object.id:
                     raise Conflict(

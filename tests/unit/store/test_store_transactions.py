@@ -12,7 +12,7 @@ from common.model.service import Service
 from common.model.task import Task, TaskState
 from manager.store import pipeline
 from manager.store.change import PROVISIONAL
-from manager.store.store import Store, Tx
+from manager.store.store import Store, Tx, View
 from tests.support import build
 from tests.support.memory_proposer import LoopClock, MemoryProposer, memory_store
 
@@ -123,6 +123,20 @@ async def test_names_are_unique_in_their_kind() -> None:
     await store.update(lambda tx: tx.put(leaving))
     await store.update(lambda tx: tx.put(build.service("web", id="other")))
     assert [found.id for found in store.view().find(Service, name="web")] == ["other"]
+    with pytest.raises(Conflict, match="service 'web' already exists"):
+        await store.update(lambda tx: tx.put(replace(leaving, pending_delete=False)))
+    await store.update(lambda tx: tx.put(build.service("db")))
+    with pytest.raises(Conflict, match="service 'web' already exists"):
+        await store.update(lambda tx: tx.put(build.service("web", id=_only(tx, "db").id)))
+    again = _only(store.view(), "db")
+    renamed = replace(again, spec=replace(again.spec, name="DB", labels={"kept": "yes"}))
+    await store.update(lambda tx: tx.put(renamed))
+    assert _only(store.view(), "db").spec.labels == {"kept": "yes"}
+
+
+def _only(view: View, name: str) -> Service:
+    (found,) = view.find(Service, name=name)
+    return found
 
 
 async def test_transactions_see_what_is_on_its_way_and_share_entries() -> None:
