@@ -16,11 +16,13 @@ RECOVERY_S = 20.0
 class Chaos:
     """Torments `world` for a while, then heals it and demands progress."""
 
-    def __init__(self, world: World, seed: str, size: int) -> None:
+    def __init__(self, world: World, seed: str, size: int, *, pauses: bool = False) -> None:
+        """With `pauses`, processes stand still, often longer than an election, and clocks jump."""
         self.world = world
         self._rng = random.Random(f"{seed}/chaos")
         self._seed = seed
         self._size = size
+        self._pauses = pauses
         self._newest = size
         self._removed: dict[str, None] = {}
 
@@ -44,6 +46,8 @@ class Chaos:
             self._restart, self._partition, self._one_way, self._heal, self._heal,
             self._noise, self._slow_disk, self._transfer, self._crash_all,
         ]  # fmt: skip
+        if self._pauses:
+            faults += [self._pause, self._pause_leader, self._resume, self._clock_jump]
         while loop.time() < end:
             await asyncio.sleep(self._rng.uniform(0.02, 0.5))
             self._check()
@@ -106,6 +110,37 @@ class Chaos:
             with contextlib.suppress(Conflict, Unavailable):
                 leader.driver.raft.transfer()
 
+    def _pause(self, process: Process | None = None) -> None:
+        """The whole machine, suspended: no clock ticks, nothing is read, nothing synced."""
+        process = process or self._some()
+        if process is None or process.paused:
+            return
+        self.world.checker.note(f"{process.member.id} is paused")
+        process.pause()
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._rng.uniform(0.1, 4.0), self._wake, process)
+
+    def _pause_leader(self) -> None:
+        if leader := self.world.leader():
+            self._pause(leader)
+
+    def _resume(self) -> None:
+        if paused := [process for process in self.world.alive if process.paused]:
+            self._wake(self._rng.choice(paused))
+
+    def _wake(self, process: Process) -> None:
+        if process.alive and process.paused:
+            self.world.checker.note(f"{process.member.id} goes on")
+            process.resume()
+
+    def _clock_jump(self) -> None:
+        """Up to two seconds pass at once for one member, and for nobody else."""
+        process = self._some()
+        if process and not process.paused:
+            self.world.checker.note(f"the clock of {process.member.id} jumps")
+            for _ in range(self._rng.randint(1, 40)):
+                process.driver.raft.tick()
+
     # Load
 
     async def _client(self, number: int) -> None:
@@ -114,7 +149,7 @@ class Chaos:
         count = 0
         while True:
             await asyncio.sleep(rng.uniform(0, 0.04))
-            leaders = [p for p in self.world.alive if p.driver.status.is_leader]
+            leaders = [p for p in self.world.alive if p.driver.status.is_leader and not p.paused]
             if not leaders:
                 continue
             process = rng.choice(leaders)

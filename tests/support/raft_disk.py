@@ -56,6 +56,8 @@ class FakeDisk:
         self.platter = platter
         self.slowness_s = 0.0
         self.broken = False
+        self.running = asyncio.Event()  # clear while the process is paused
+        self.running.set()
         self.written: list[Entry] = []  # drained by the checker
         self._rng = rng
         self._syncs_votes = syncs_votes
@@ -111,6 +113,7 @@ class FakeDisk:
 
     async def _sync(self) -> None:
         await asyncio.sleep(self._rng.uniform(0.0005, 0.01) + self.slowness_s)
+        await self.running.wait()
         if self._crashed:
             await asyncio.Event().wait()  # the process is gone; nothing of it goes on
         if self.broken:

@@ -12,7 +12,8 @@ async def run_seed(seed: int, *, syncs_votes: bool = True) -> World:
     async with asyncio.TaskGroup() as group:
         world = World(f"{seed}", group, syncs_votes=syncs_votes)
         try:
-            await Chaos(world, f"{seed}", 5 if seed % 3 == 0 else 3).run()
+            size = 5 if seed % 3 == 0 else 3
+            await Chaos(world, f"{seed}", size, pauses=seed % 4 == 2).run()
         except Violation as violation:
             raise Violation(
                 f"{violation}\nreplay: SEED={seed} pytest tests/sim/test_raft_safety.py\n"

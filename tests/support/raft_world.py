@@ -10,6 +10,7 @@ import collections
 import random
 import zlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -115,6 +116,31 @@ class Checker:
         return next(reversed(self._committed_terms), 0)
 
 
+class _PausableDriver(Driver):
+    """A driver whose time can stand still, as in a machine that is suspended."""
+
+    def __init__(self, *, running: asyncio.Event, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._awake = running
+        self._asleep = asyncio.Event()
+
+    def pause(self) -> None:
+        self._awake.clear()
+        self._asleep.set()
+
+    def resume(self) -> None:
+        self._asleep.clear()
+        self._awake.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await self._awake.wait()
+            async with asyncio.TaskGroup() as group:
+                ticking = group.create_task(super()._tick())
+                await self._asleep.wait()
+                ticking.cancel()
+
+
 class Process:
     """One member from its start to its crash."""
 
@@ -124,7 +150,10 @@ class Process:
         name = f"{world.seed}/{member.id}/{run}"
         self.disk = FakeDisk(platter, random.Random(f"{name}/disk"), syncs_votes=world.syncs_votes)
         self.machine = Machine(member.id, world.checker)
-        self.driver = Driver(
+        self.paused = False
+        self._inbox: list[bytes] = []  # what came while it was paused
+        self.driver = _PausableDriver(
+            running=self.disk.running,
             member_id=member.id,
             config=world.config,
             disk=self.disk,
@@ -148,6 +177,26 @@ class Process:
         self.alive = False
         self.disk.crash()
         self._task.cancel()
+
+    def pause(self) -> None:
+        """Stop its clock and its disk; messages wait. Its peers see only silence."""
+        self.paused = True
+        self.driver.pause()
+
+    def resume(self) -> None:
+        """Go on as if no time had passed, with all that has come meanwhile."""
+        self.paused = False
+        self.driver.resume()
+        inbox, self._inbox = self._inbox, []
+        for message in inbox:
+            self.receive(message)
+
+    def receive(self, message: bytes) -> None:
+        if self.paused:
+            self._inbox.append(message)
+        elif self.alive:
+            self.driver.receive(message)
+            self.look()
 
     def has_applied(self, index: int) -> Callable[[], bool]:
         return lambda: self.driver.status.applied >= index
@@ -276,8 +325,7 @@ class World:
             return
         now = asyncio.get_running_loop().time()
         self.checker.trace.append((now, _Line(source, target, message)))
-        process.driver.receive(message)
-        process.look()
+        process.receive(message)
 
     def partition(self, side: Iterable[str], *, one_way: bool = False) -> None:
         """Cut `side` off from all others; with `one_way` it hears nothing but is heard."""
@@ -295,6 +343,8 @@ class World:
         self.delay_s = (0.0005, 0.003)
         for process in self.processes.values():
             process.disk.slowness_s = 0.0
+            if process.paused:
+                process.resume()
 
 
 class _Line:
