@@ -68,9 +68,7 @@ class Raft(Protocol):
 def plan(nodes: Sequence[Node], members: Sequence[Member], own_id: str) -> list[Step]:
     """The next steps. At most one changes the membership, since each waits for the one before."""
     by_node = {member.node_id: member for member in members}
-    steps: list[Step] = [
-        step for node in nodes for step in _recorded(node, by_node.get(node.id))
-    ]
+    steps: list[Step] = [step for node in nodes for step in _recorded(node, by_node.get(node.id))]
     change = _membership(nodes, members, own_id)
     return steps if change is None else [*steps, change]
 
