@@ -50,6 +50,7 @@ class Listener:
         self._client = client
         self._api = api
         self._runner: web.AppRunner | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._streams: dict[asyncio.Transport, asyncio.Event] = {}
         self.manager: Manager | None = None  # None: listening already, but not in Raft yet
 
@@ -77,15 +78,24 @@ class Listener:
         await site.start()
 
     async def close(self) -> None:
-        """Close the socket and every connection. Safe to repeat."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            try:
-                for site in list(runner.sites):
-                    await site.stop()
-                await self._end_streams()
-            finally:
-                await runner.cleanup()
+        """Close the socket and every connection, even if cancelled meanwhile. Safe to repeat.
+
+        A connection that was left open would go on asking a manager that is no more.
+        """
+        if self._runner is None:
+            return
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close(self._runner))
+        try:
+            await asyncio.shield(self._closing)
+        finally:
+            await asyncio.wait([self._closing])
+
+    async def _close(self, runner: web.AppRunner) -> None:
+        for site in list(runner.sites):
+            await site.stop()
+        await self._end_streams()
+        await runner.cleanup()
 
     async def _end_streams(self) -> None:
         """Without a goodbye, which would be waited for, from peers that may be gone."""
