@@ -19,8 +19,9 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
     entry_bytes_max: int = 8 << 20
     uncommitted_bytes_max: int = 64 << 20  # beyond, proposals are refused
     snapshot_entries: int = 10_000  # applied since the last snapshot before the next is taken
-    snapshot_log_bytes: int = 64 << 20  # or this much entry data in memory
+    snapshot_log_bytes: int = 32 << 20  # or this much entry data applied since then
     keep_entries: int = 1_000  # before a snapshot, for followers that are a little behind
+    keep_bytes: int = 8 << 20  # of them at the most; an entry may be megabytes
     snapshot_bytes_max: int = 1 << 30  # refuse to receive more
     promote_lag_max: int = 1_000  # entries a learner may be behind when it gets its vote
     apply_batch: int = 256  # entries applied before other work gets its turn

@@ -196,7 +196,8 @@ class Raft:
         """Our own snapshot is on disk: forget the entries before it, but for the newest."""
         if self.snapshot is None or meta.index > self.snapshot.index:
             self.snapshot = meta
-            self.log.compact(meta.index - self._config.keep_entries)
+            config = self._config
+            self.log.compact(self.log.tail(meta.index, config.keep_entries, config.keep_bytes))
 
     def snapshot_missing(self, target: str) -> None:
         """The snapshot that was on its way to `target` is no longer on disk."""

@@ -114,6 +114,7 @@ class Driver:
         self._chunks: asyncio.Queue[ChunkRequest] = asyncio.Queue(CHUNKS_MAX)
         self._take_snapshot = asyncio.Event()
         self._snapshot_index = 0
+        self._applied_bytes = 0  # since the last snapshot
         self._applied = 0  # what the machine holds; behind the log's while a snapshot is installed
         self._proposals: dict[int, tuple[int, asyncio.Future[int]]] = {}  # by index; with term
         self._reads: dict[int, asyncio.Future[int]] = {}
@@ -327,9 +328,11 @@ class Driver:
     def _restore(self, snapshot: Install) -> None:
         self._machine.restore(snapshot.meta.index, snapshot.data)
         self._snapshot_index = self._applied = snapshot.meta.index
+        self._applied_bytes = 0
 
     def _apply(self, entry: Entry) -> None:
         self._applied = entry.index
+        self._applied_bytes += len(entry.data)
         if entry.kind is EntryKind.DATA:
             self._machine.apply(entry.index, entry.data)
         term, future = self._proposals.pop(entry.index, (0, None))
@@ -373,9 +376,8 @@ class Driver:
             )
 
     def _consider_snapshot(self) -> None:
-        log = self._raft.log
         count = self._applied - self._snapshot_index
-        big = log.bytes > self._config.snapshot_log_bytes and count > self._config.keep_entries
+        big = self._applied_bytes >= self._config.snapshot_log_bytes
         if count >= self._config.snapshot_entries or big:
             self._take_snapshot.set()
 
@@ -386,7 +388,7 @@ class Driver:
                 self._take_snapshot.clear()
                 continue
             snapshot = self._snapshot()
-            self._snapshot_index = snapshot.meta.index
+            self._snapshot_index, self._applied_bytes = snapshot.meta.index, 0
             self._take_snapshot.clear()
             await self._disk.save_snapshot(snapshot)
             self._raft.snapshot_saved(snapshot.meta)

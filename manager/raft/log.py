@@ -154,6 +154,16 @@ class Log:
         self.applied = last
         return entries
 
+    def tail(self, index: int, entries_max: int, bytes_max: int) -> int:
+        """The index after which there are at most so many entries and bytes up to `index`."""
+        first, size = index, 0
+        while first > max(self.base_index, index - entries_max):
+            size += len(self._entries[first - self.base_index - 1].data)
+            if size > bytes_max:
+                break
+            first -= 1
+        return first
+
     def compact(self, index: int) -> None:
         """Forget entries up to `index`, which a snapshot holds."""
         index = min(index, self.applied)
