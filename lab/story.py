@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from lab import images
-from lab.api import ApiError, Unreachable, wait_until
+from lab.api import wait_until
 from lab.box import LabError
 from lab.cluster import Cluster
 from lab.machine import Machine
@@ -206,7 +206,7 @@ class Story:
         self._say(f"{leader.name} leads; its power is cut")
         leader.kill()
         began = time.monotonic()
-        wait_until(lambda: self._write(survivor), "a write succeeds", 60, 0.01)
+        wait_until(lambda: self.write(survivor), "a write succeeds", 60, 0.01)
         return leader, time.monotonic() - began
 
     def wait_replaced(self, machine: Machine, replicas: int = REPLICAS) -> float:
@@ -321,20 +321,17 @@ class Story:
         rows = machine.api.get("/containers/json")
         return any(row["Labels"].get("com.docker.swarm.service.name") == SERVICE for row in rows)
 
-    def _write(self, machine: Machine) -> bool:
-        """Change a label of the service; no task is touched by that."""
-        try:
-            service = machine.api.get(f"/services/{SERVICE}", deadline_s=2)
-            spec = service["Spec"]
-            spec["Labels"] = {**spec.get("Labels", {}), "written": str(time.monotonic_ns())}
-            machine.api.post(
-                f"/services/{service['ID']}/update",
-                spec,
-                deadline_s=2,
-                version=service["Version"]["Index"],
-            )
-        except (ApiError, Unreachable):
-            return False
+    def write(self, machine: Machine) -> bool:
+        """Change a label of the service; no task is touched by that. Raises LabError."""
+        service = machine.api.get(f"/services/{SERVICE}", deadline_s=2)
+        spec = service["Spec"]
+        spec["Labels"] = {**spec.get("Labels", {}), "written": str(time.monotonic_ns())}
+        machine.api.post(
+            f"/services/{service['ID']}/update",
+            spec,
+            deadline_s=2,
+            version=service["Version"]["Index"],
+        )
         return True
 
 

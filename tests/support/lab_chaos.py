@@ -135,7 +135,7 @@ class Chaos:
         self._say(f"    {leader.name}")
         leader.kill_daemon()
         survivor = next(one for one in self.cluster.machines if one is not leader)
-        took = wait_until(lambda: self.story._write(survivor), "a write succeeds", 20, 0.01)
+        took = wait_until(lambda: self.story.write(survivor), "a write succeeds", 20, 0.01)
         self._say(f"    next write after {took:.2f} s")
         leader.start_daemon()
 
@@ -172,7 +172,7 @@ class Chaos:
         survivor = next(one for one in self.cluster.machines if one is not machine)
         machine.kill()
         began = time.monotonic()
-        wait_until(lambda: self.story._write(survivor), "a write succeeds", 20, 0.01)
+        wait_until(lambda: self.story.write(survivor), "a write succeeds", 20, 0.01)
         written = time.monotonic() - began
         self.story.wait_replaced(machine, self.replicas)
         replaced = time.monotonic() - began
