@@ -68,7 +68,9 @@ def data_address(given: str, host: str, interfaces: Sequence[Interface]) -> str:
     Unlike that one it must be on this machine: the tunnels end there. Raises Invalid.
     """
     address = advertised(given, 1, interfaces, "data path address")[0] if given else host
-    if any(address in interface.addresses for interface in interfaces):
+    # All of 127.0.0.0/8 is this machine's, whatever its interfaces list.
+    loopback = ipaddress.ip_address(address).is_loopback
+    if loopback or any(address in one.addresses for one in interfaces):
         return address
     raise Invalid(
         f"{address} is not an address of this machine ({_choices(interfaces)}), so overlay "

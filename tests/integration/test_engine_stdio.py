@@ -213,7 +213,7 @@ async def test_logs_rotate_under_a_follower(engine: Engine) -> None:
     options = LogConfig(type="json-file", config={"max-size": "20k", "max-file": "3"})
     ref = await engine.create(
         body(
-            "read x; for i in $(seq 3000); do echo line-$i; done",
+            "read x; for i in $(seq 30000); do echo line-$i; done",
             open_stdin=True,
             stdin_once=True,
             host_config=HostConfig(log_config=options),
@@ -233,7 +233,7 @@ async def test_logs_rotate_under_a_follower(engine: Engine) -> None:
         await following
     numbers = [int(line.decode().strip().removeprefix("line-")) for line in lines]
     assert numbers == sorted(numbers)
-    assert numbers[-1] == 3000
+    assert numbers[-1] == 30000
     folder = engine._disk.folder(ref)
     sizes = [path.stat().st_size for path in folder.glob("container.log*")]
     assert 2 <= len(sizes) <= 3

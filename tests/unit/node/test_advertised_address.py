@@ -58,6 +58,7 @@ def test_refused(given: str, interfaces: list[Interface], says: str) -> None:
 def test_overlays_run_between_addresses_of_the_machines() -> None:
     """Behind NAT others may reach us by an address that is not ours; tunnels cannot end there."""
     assert data_address("", "192.0.2.5", [LO, ETH]) == "192.0.2.5"
+    assert data_address("", "127.0.0.2", [LO, ETH]) == "127.0.0.2"
     assert data_address("eth1", "203.0.113.9", [LO, ETH, PLAIN]) == "198.51.100.7"
     for given, host in (("", "203.0.113.9"), ("203.0.113.9", "192.0.2.5")):
         with pytest.raises(Invalid, match=r"203.0.113.9 is not .*eth0 192.0.2.5.*--data-path-addr"):
