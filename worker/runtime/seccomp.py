@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import struct
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -217,8 +218,10 @@ class FilterCache:
         path = self._directory / f"{name}.bpf"
         if not path.exists() or path.read_bytes() != program:
             self._directory.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(program)
-            temporary.rename(path)
+            # Two containers may start at once, each in a thread: a name for each.
+            descriptor, temporary = tempfile.mkstemp(dir=self._directory)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(program)
+            os.rename(temporary, path)
         self._made[capabilities] = path
         return path

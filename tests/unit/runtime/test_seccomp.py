@@ -2,6 +2,8 @@
 
 import errno
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +103,14 @@ def test_every_denied_call_of_every_table_is_denied() -> None:
 def test_an_unknown_machine_is_refused() -> None:
     with pytest.raises(ValueError, match="no seccomp profile for vax"):
         seccomp.default_filter(NONE, "vax")
+
+
+def test_two_threads_may_make_the_same_file_at_once(tmp_path: Path) -> None:
+    """The first two containers of a node can start together."""
+    for number in range(20):
+        cache = seccomp.FilterCache(tmp_path / str(number))
+        with ThreadPoolExecutor(4) as pool:
+            paths = set(pool.map(cache.path, [NONE] * 4))
+        (path,) = paths
+        assert path.read_bytes() == seccomp.default_filter(NONE)
+        assert list(path.parent.iterdir()) == [path]
