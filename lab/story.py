@@ -128,7 +128,7 @@ class Story:
         names = self._hostnames()
         return dict(collections.Counter(names[task["NodeID"]] for task in self.running(service)))
 
-    def ask_virtual_ip(self, requests: int = 120) -> Answers:
+    def ask_virtual_ip(self, requests: int = 240) -> Answers:
         """Requests to http://web from the client container."""
         machine, container = self.client_container()
         script = (
@@ -138,7 +138,7 @@ class Story:
         out = self.shoal(machine, "container", "exec", container, "sh", "-c", script, quiet=True)
         return _count(out)
 
-    def ask_port(self, machine: Machine, requests: int = 120) -> Answers:
+    def ask_port(self, machine: Machine, requests: int = 240) -> Answers:
         """Requests to the published port of `machine`, from the machine itself."""
         script = (
             "import urllib.request as u\n"

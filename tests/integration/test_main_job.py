@@ -83,7 +83,7 @@ def test_a_cut_machine_is_replaced_and_used_again(story: Story) -> None:
     story.bring_back(machine)
     assert {node["ID"] for node in story.cluster.nodes()} == ids
     story.use_again(machine, REPLICAS + 3)
-    assert_even(story.ask_port(machine, 240), REPLICAS + 3)
+    assert_even(story.ask_port(machine, 400), REPLICAS + 3)
 
 
 def test_containers_outlive_a_killed_daemon(story: Story) -> None:
