@@ -42,12 +42,13 @@ class ExecRoutes:
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         options = await body.read(request, ExecStart)
-        duplex = await self._daemon.engine.exec_start(
-            request.match_info["id"], tty=options.tty, detach=options.detach
-        )
+        engine, exec_id = self._daemon.engine, request.match_info["id"]
+        duplex = await engine.exec_start(exec_id, tty=options.tty, detach=options.detach)
         if duplex is None:
             return web.Response(status=200)
-        return await attach_stream(request, duplex, tty=options.tty)
+        return await attach_stream(
+            request, duplex, tty=options.tty, ended=lambda: engine.exec_wait(exec_id)
+        )
 
     async def resize(self, request: web.Request) -> web.StreamResponse:
         height, width = size(request)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import select
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from aiohttp import web
@@ -112,8 +113,17 @@ class _Connection(asyncio.Protocol):
         raise ConnectionResetError("the client has gone")
 
 
-async def attach_stream(request: web.Request, duplex: Duplex, *, tty: bool) -> web.StreamResponse:
-    """Join the client of `request` with a process's stdio until the output ends."""
+async def attach_stream(
+    request: web.Request,
+    duplex: Duplex,
+    *,
+    tty: bool,
+    ended: Callable[[], Awaitable[None]] | None = None,
+) -> web.StreamResponse:
+    """Join the client of `request` with a process's stdio until the output ends.
+
+    `ended` is awaited before the connection is closed: clients ask for the exit code right after.
+    """
     transport = request.transport
     if transport is None:
         await duplex.close()
@@ -129,6 +139,8 @@ async def attach_stream(request: web.Request, duplex: Duplex, *, tty: bool) -> w
                 group.create_task(connection.watch(), name="client"),
             ]
             await _copy_out(connection, duplex, tty)
+            if ended is not None:
+                await ended()
             for helper in helpers:
                 helper.cancel()
     except* ConnectionResetError:

@@ -357,6 +357,10 @@ class Engine:
         """Its stdio; None if detached."""
         return await self._execs.start(exec_id, tty, detach)
 
+    async def exec_wait(self, exec_id: str) -> None:
+        """Until its process has ended and its exit code is known."""
+        await self._execs.find(exec_id).ended.wait()
+
     async def exec_resize(self, exec_id: str, rows: int, columns: int) -> None:
         self._execs.resize(exec_id, rows, columns)
 
