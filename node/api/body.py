@@ -172,6 +172,16 @@ def flag(request: web.Request, name: str, default: bool = False) -> bool:
     return value.strip().lower() not in ("", "0", "no", "false", "none")
 
 
+def refuse(request: web.Request, *names: str) -> None:
+    """Raises NotImplementedHere for a parameter that asks for something we do not do."""
+    for name in names:
+        value = request.query.get(name, "")
+        if value.strip().lower() not in ("", "0", "false"):
+            raise NotImplementedHere(
+                f"{name} = {value[:80]!r} is not supported by this version of Shoal; leave it out"
+            )
+
+
 def number(request: web.Request, name: str, default: int | None = None) -> int | None:
     """A whole number parameter. Raises Invalid."""
     value = request.query.get(name, "")

@@ -46,6 +46,7 @@ class ContainerRoutes:
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
+        body.refuse(request, "size")
         engine = self._daemon.engine
         wanted = body.filters(request)
         limit = body.number(request, "limit")
@@ -56,6 +57,7 @@ class ContainerRoutes:
         return json_response(rows[:limit] if limit and limit > 0 else rows)
 
     async def create(self, request: web.Request) -> web.StreamResponse:
+        body.refuse(request, "platform")
         spec = await body.read(request, ContainerCreate)
         if not spec.image:
             raise Invalid("Image is missing: name the image that the container is made from")
@@ -63,6 +65,7 @@ class ContainerRoutes:
         return json_response({"Id": container_id, "Warnings": []}, status=201)
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
+        body.refuse(request, "size")
         return json_response(self._daemon.engine.inspect(request.match_info["id"]))
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
@@ -76,6 +79,7 @@ class ContainerRoutes:
         return web.Response(status=204)
 
     async def start(self, request: web.Request) -> web.StreamResponse:
+        body.refuse(request, "detachKeys", "checkpoint", "checkpoint-dir")
         engine = self._daemon.engine
         container = engine.find(request.match_info["id"])
         if container.state in ("running", "paused"):
@@ -96,6 +100,7 @@ class ContainerRoutes:
         return web.Response(status=204)
 
     async def restart(self, request: web.Request) -> web.StreamResponse:
+        body.refuse(request, "signal")
         timeout_s = body.number(request, "t")
         await self._daemon.engine.restart(request.match_info["id"], timeout_s)
         return web.Response(status=204)
@@ -149,6 +154,7 @@ class ContainerRoutes:
         return web.Response(status=200)
 
     async def attach(self, request: web.Request) -> web.StreamResponse:
+        body.refuse(request, "detachKeys")
         engine = self._daemon.engine
         container = engine.find(request.match_info["id"])
         duplex = await engine.attach(

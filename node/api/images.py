@@ -45,6 +45,7 @@ class ImageRoutes:
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
+        body.refuse(request, "shared-size", "manifests")
         wanted = body.filters(request)
         images = [image for image in self._daemon.images.list() if _matches(image, wanted)]
         return json_response([_summary(image) for image in images])
@@ -74,6 +75,7 @@ class ImageRoutes:
         if source := query.get("fromSrc"):
             if source != "-":
                 raise Invalid("fromSrc must be -: send the archive as the request's body")
+            body.refuse(request, "platform")
             repository, tag = query.get("repo", ""), query.get("tag", "")
 
             async def import_archive(progress: Progress) -> None:

@@ -118,3 +118,13 @@ def test_an_update_needs_a_version() -> None:
         body.version(request(""))
     with pytest.raises(Invalid, match="version = 'x'"):
         body.version(request("version=x"))
+
+
+@pytest.mark.parametrize("query", ["", "size=0", "size=false", "other=1"])
+def test_a_parameter_that_asks_for_nothing_is_passed_over(query: str) -> None:
+    body.refuse(request(query), "size")
+
+
+def test_a_parameter_that_we_do_not_honour_is_refused() -> None:
+    with pytest.raises(NotImplementedHere, match=r"size = .1. is not supported.*leave it out"):
+        body.refuse(request("size=1"), "signal", "size")
