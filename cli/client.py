@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 DEFAULT_HOST = "unix:///run/shoal/shoal.sock"
@@ -38,8 +38,10 @@ class _UnixConnection(http.client.HTTPConnection):
 class Client:
     """One daemon. `host` is unix://PATH or tcp://HOST:PORT."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, note: Callable[[str], object] = lambda _: None) -> None:
+        """`note` is told once, in one line, if what the daemon shows may be out of date."""
         self.host = host
+        self._note: Callable[[str], object] | None = note
         scheme, _, self._rest = host.partition("://")
         if scheme not in ("unix", "tcp") or not self._rest:
             raise CliError(f"host {host!r} is not valid: write unix://PATH or tcp://HOST:PORT")
@@ -120,6 +122,10 @@ class Client:
             raise CliError(self._unreachable(str(error) or "connection closed")) from error
         if response.status >= 400:
             raise ApiError(response.status, _message(response))
+        stale = response.headers.get("Shoal-Stale")
+        if stale is not None and self._note is not None:
+            self._note(_as_of(stale))
+            self._note = None
         return response
 
     def hijack(self, path: str, body: object, **query: object) -> tuple[socket.socket, bytes]:
@@ -182,6 +188,16 @@ def _parameter(value: object) -> object:
     if isinstance(value, dict):
         return json.dumps(value)
     return value
+
+
+def _as_of(stale: str) -> str:
+    """What `index=4711, seconds=12.3` means."""
+    parts = dict(part.strip().partition("=")[::2] for part in stale.split(","))
+    age = f"{float(parts['seconds']):.0f} s ago" if "seconds" in parts else "before the restart"
+    return (
+        f"Warning: there is no leader. What you see is as of {age} (entry {parts.get('index')}); "
+        "writes fail until more than half of the managers run"
+    )
 
 
 def _message(response: http.client.HTTPResponse) -> str:

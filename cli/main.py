@@ -54,7 +54,7 @@ def release() -> str:
 @click.pass_context
 def shoal(ctx: click.Context, host: str | None) -> None:
     """Run containers across machines as if they were one."""
-    ctx.obj = Client(host or default_host())
+    ctx.obj = Client(host or default_host(), lambda line: click.echo(line, err=True))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from common.ids import Ids
 from common.model.cluster import Cluster
 from common.model.node import Node, Role
 from common.protocol import dispatcher as protocol
-from common.protocol.ca import RaftJoin, RaftJoined
+from common.protocol.ca import RaftJoin, RaftJoined, ReadIndex
 from common.streams import Stream
 from common.tasks import end, own
 from common.tls import Identity
@@ -47,9 +47,11 @@ CALL_BACK_S = 3.0
 LET_GO_S = 10.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
+# Docker's words, which clients look for, and what to do.
 NO_LEADER = (
-    "no leader: quorum lost, or an election is under way. Bring managers back until more than "
-    "half of them run; `shoal node ls` shows them once there is a leader"
+    "The swarm does not have a leader. It's possible that too few managers are online. Make sure "
+    "more than half of the managers are online. What is stored can still be listed; if the others "
+    "are lost for good, see: shoal swarm init --force-new-cluster --dry-run"
 )
 
 
@@ -112,6 +114,7 @@ class Manager:
         self._term: Term | None = None
         self._ended = asyncio.Event()
         self._news = asyncio.Event()  # replaced whenever leadership changes
+        self._leaderless_since: float | None = None  # on the loop's clock
 
     # Who leads
 
@@ -133,6 +136,13 @@ class Manager:
         found = self.raft.status.leader
         return found.address if found is not None and found.id != self.raft.member_id else ""
 
+    def patience_s(self, most_s: float) -> float:
+        """How long to wait for a leader still, of `most_s` seconds since there was one."""
+        if self._leaderless_since is None:
+            return most_s
+        gone_s = asyncio.get_running_loop().time() - self._leaderless_since
+        return max(most_s - gone_s, 0.0)
+
     async def wait_leader(self, timeout_s: float) -> None:
         """Until somebody leads and can be asked. Raises Unavailable after `timeout_s`."""
         try:
@@ -141,6 +151,19 @@ class Manager:
                     await self._next_news()
         except TimeoutError as error:
             raise Unavailable(NO_LEADER) from error
+
+    async def catch_up(self) -> None:
+        """Hold here, leading or not, every write that was acknowledged before.
+
+        Asks a majority. Raises Unavailable where there is no leader, or it is lost meanwhile.
+        """
+        if self.is_leader:
+            await self.raft.read_barrier()
+        elif leader := self.leader_address:
+            found = await self._client.ask(ReadIndex, leader, "/raft/read-index", {})
+            await self.raft.wait_applied(found.index)
+        else:
+            raise Unavailable(NO_LEADER)
 
     async def wait_other_leader(self, than: str) -> None:
         """Until the manager at address `than` is known not to lead."""
@@ -151,6 +174,10 @@ class Manager:
         await self._news.wait()
 
     def _tell(self) -> None:
+        if self.is_leader or self.leader_address:
+            self._leaderless_since = None
+        elif self._leaderless_since is None:
+            self._leaderless_since = asyncio.get_running_loop().time()
         news, self._news = self._news, asyncio.Event()
         news.set()
 
@@ -287,6 +314,10 @@ class Manager:
                 f"the leader cannot reach the new manager at {address}: {error}. "
                 "Check its --advertise-addr and the firewalls between them"
             ) from error
+
+    async def read_index(self) -> ReadIndex:
+        """What another manager must have applied to read from its store. Raises NotLeader."""
+        return ReadIndex(index=await self.raft.read_barrier())
 
     async def let_go(self, caller: Identity) -> None:
         """Make the manager of `caller` a worker because it leaves; returns once Raft is without it.

@@ -21,7 +21,7 @@ from common.errors import Conflict, Invalid, NotManager
 from common.ids import Ids
 from manager.manager import Manager
 from manager.parts import MakeParts
-from node.forward import forward
+from node.forward import LEADER_WAIT_S, forward
 from node.identity import IdentityFiles
 from node.member import Surroundings
 from node.sockets import open_sockets
@@ -82,12 +82,14 @@ class Daemon:
     def manager(self) -> Manager | None:
         return self.swarm.member.manager if self.swarm.member else None
 
-    async def forward(self, request: web.Request) -> web.StreamResponse:
+    async def forward(
+        self, request: web.Request, wait_s: float = LEADER_WAIT_S
+    ) -> web.StreamResponse:
         """Hand `request` to the leading manager and stream its answer back."""
         member = self.swarm.member
         if member is None or member.manager is None:
             raise NotManager("this node stopped being a manager; ask another one")
-        return await forward(member.trust.client, member.manager, request)
+        return await forward(member.trust.client, member.manager, request, wait_s)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until `stopping`. Raises ShoalError for what keeps it from starting."""

@@ -1,7 +1,8 @@
 """Hands an HTTP API request to the leading manager and streams its answer back.
 
 While leadership moves, the request waits and is sent again to whoever leads then, if it surely
-had no effect: it was not sent yet, or only reads.
+had no effect: it was not sent yet, only reads, or was refused for want of the lead. It goes one
+step only, and whoever takes it has `ANSWER_S` to begin an answer.
 """
 
 import asyncio
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from manager.manager import Manager
 
 FORWARDED = "X-Shoal-Forwarded"  # so that a request goes one step only
+NOT_LEADER = "Shoal-Not-Leader"  # in a refusal: nothing was written, another may lead
 LEADER_WAIT_S = 5.0
+ANSWER_S = 30.0
 _CHUNK_LOOK_S = 1.0  # how often to look whether the client of a quiet answer is still there
 _PAUSE_S = 0.05
 _HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -31,16 +34,23 @@ class _Lost(Exception):
     """The leader went away while we waited for its answer."""
 
 
+class _Refused(Exception):
+    """It was not the leader any more, and did nothing."""
+
+
 async def forward(
-    client: rpc.Client, manager: "Manager", request: web.Request
+    client: rpc.Client,
+    manager: "Manager",
+    request: web.Request,
+    wait_s: float = LEADER_WAIT_S,
 ) -> web.StreamResponse:
     """The leader's answer to `request`.
 
-    Raises Unavailable if nobody leads in time, ProposalUncertain if the leader was lost with the
-    request in its hands. Once the answer has begun, a break ends it short.
+    Raises Unavailable if nobody leads within `wait_s`, ProposalUncertain if the leader was lost
+    with the request in its hands. Once the answer has begun, a break ends it short.
     """
     body = await request.read()  # specs: small, and bounded by the application
-    deadline = asyncio.get_running_loop().time() + LEADER_WAIT_S
+    deadline = asyncio.get_running_loop().time() + wait_s
     while True:
         left_s = deadline - asyncio.get_running_loop().time()
         await manager.wait_leader(max(left_s, 0.0))
@@ -49,8 +59,9 @@ async def forward(
         attempt = rpc.Attempt()
         try:
             answer = await _ask(client, manager, leader, request, body, attempt)
-        except (_Lost, ShoalError) as error:
-            if attempt.sent and request.method not in ("GET", "HEAD"):
+        except (_Lost, _Refused, ShoalError) as error:
+            done = attempt.sent and not isinstance(error, _Refused)
+            if done and request.method not in ("GET", "HEAD"):
                 raise ProposalUncertain(
                     f"the leader {leader} was lost while it worked on the request, which may have "
                     "happened: look before you repeat it"
@@ -91,10 +102,14 @@ async def _ask(
     )
     losing = asyncio.get_running_loop().create_task(manager.wait_other_leader(leader))
     try:
-        await asyncio.wait([asking, losing], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([asking, losing], return_when=asyncio.FIRST_COMPLETED, timeout=ANSWER_S)
         if not asking.done():
             raise _Lost
-        return asking.result()
+        answer = asking.result()
+        if NOT_LEADER in answer.headers:
+            answer.close()
+            raise _Refused
+        return answer
     finally:
         await end(asking, losing)
 

@@ -65,6 +65,7 @@ class Listener:
                 web.post("/ca/abandon", self._abandon),
                 web.post("/raft/join", self._raft_join),
                 web.post("/raft/leave", self._raft_leave),
+                web.post("/raft/read-index", self._read_index),
                 web.get("/raft/stream", self._raft_stream),
                 web.get("/session", self._session),
             ]
@@ -214,6 +215,10 @@ class Listener:
             await manager.let_go(caller)
 
         return await self._at_leader(request, object, caller, do)
+
+    async def _read_index(self, request: web.Request) -> web.StreamResponse:
+        self._caller(request, MANAGER)
+        return _json(await self._ready().read_index())
 
     # What every manager does
 

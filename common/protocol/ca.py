@@ -44,5 +44,11 @@ class RaftJoin(msgspec.Struct, frozen=True, kw_only=True):
     raft_id: str = ""
 
 
+class ReadIndex(msgspec.Struct, frozen=True, kw_only=True):
+    """Who has applied the log up to `index` holds every write acknowledged before the question."""
+
+    index: int
+
+
 class RaftJoined(msgspec.Struct, frozen=True, kw_only=True):
     raft_id: str

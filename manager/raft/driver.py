@@ -122,6 +122,7 @@ class Driver:
         self._tokens = 0
         self._contacts: dict[str, Member] = {}
         self._changing = asyncio.Lock()
+        self._leader_heard: float | None = None  # when, on the loop's clock
 
     # What callers use
 
@@ -133,6 +134,15 @@ class Driver:
     @property
     def status(self) -> RaftStatus:
         return status_of(self._raft, self._applied)
+
+    @property
+    def silence_s(self) -> float | None:
+        """Seconds since a leader's last word, 0 where we lead; None: none since the start."""
+        if self._raft.role is Role.LEADER:
+            return 0.0
+        if self._leader_heard is None:
+            return None
+        return asyncio.get_running_loop().time() - self._leader_heard
 
     async def wait_change(self, seen: RaftStatus) -> RaftStatus:
         """The status, as soon as role, term, leader, members or removal differ from `seen`."""
@@ -171,6 +181,8 @@ class Driver:
             envelope = decode(data)
             self._learn_contact(envelope.message.source, envelope.node_id, envelope.address)
             self._raft.step(envelope.message)
+            if envelope.message.source == self._raft.leader_id:
+                self._leader_heard = asyncio.get_running_loop().time()
         except ProtocolError as error:
             _LOG.warning("dropped a Raft message: %s", error)
         self._wake.set()
@@ -219,6 +231,14 @@ class Driver:
             return await future
         finally:
             self._reads.pop(token, None)
+
+    async def wait_applied(self, index: int) -> None:
+        """Until what stands at `index` is applied here. Raises NotLeader when this member stops."""
+        self._check_running()
+        if self._applied < index:
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._applying.append((index, future))
+            await future
 
     async def transfer(self, to: str | None = None) -> None:
         """Hand leadership to member `to`, or to the best; returns once we do not lead.
@@ -448,6 +468,7 @@ class Driver:
             return
         was_leader = self._seen[0] == Role.LEADER.value
         if was_leader and seen[:2] != self._seen[:2]:
+            self._leader_heard = asyncio.get_running_loop().time()
             self._fail_waiters()
         self._seen = seen
         changed, self._changed = self._changed, asyncio.Event()

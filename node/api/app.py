@@ -9,7 +9,7 @@ import logging
 import msgspec
 from aiohttp import web
 
-from common.errors import Invalid, ShoalError
+from common.errors import Invalid, NotLeader, ShoalError
 from node.api.body import BODY_LIMIT
 from node.api.containers import ContainerRoutes
 from node.api.daemon import Daemon
@@ -26,6 +26,7 @@ from node.api.swarm import SwarmRoutes
 from node.api.system import API_VERSION, MIN_API_VERSION, SystemRoutes
 from node.api.tasks import TaskRoutes
 from node.api.volumes import VolumeRoutes
+from node.forward import NOT_LEADER
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ def make_app(daemon: Daemon) -> web.Application:
         RefusedRoutes(),
     ):
         for route in resource.routes():
-            handler = on_leader(daemon, route.handler) if route.on_leader else route.handler
+            handler = route.handler
+            if route.on_leader:
+                handler = on_leader(daemon, handler, stale=route.stale)
             _add(app, route, handler)
     return app
 
@@ -66,7 +69,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ShoalError as error:
-        return error_response(str(error), error.http_status)
+        response = error_response(str(error), error.http_status)
+        if isinstance(error, NotLeader):
+            response.headers[NOT_LEADER] = "1"
+        return response
     except web.HTTPException as error:
         if error.status == 404:
             return error_response("page not found", 404)

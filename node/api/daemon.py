@@ -36,6 +36,7 @@ class Daemon(Protocol):
     @property
     def swarm(self) -> Swarm: ...
 
-    async def forward(self, request: web.Request) -> web.StreamResponse:
-        """Hand `request` to the leading manager and stream its answer back."""
+    async def forward(self, request: web.Request, wait_s: float = ...) -> web.StreamResponse:
+        """Hand `request` to the leading manager and stream its answer back; `wait_s`: how long to
+        look for one."""
         ...

@@ -11,7 +11,7 @@ from common.model.base import to_builtins
 from common.model.network import Network, NetworkSpec
 from node.api import body
 from node.api.daemon import Daemon
-from node.api.leader import on_leader
+from node.api.leader import catch_up, mark_stale, on_leader
 from node.api.routes import Route, json_response
 from node.api.services import manager
 
@@ -19,7 +19,7 @@ from node.api.services import manager
 class NetworkRoutes:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._inspect_overlay = on_leader(daemon, self._inspect)
+        self._inspect_overlay = on_leader(daemon, self._inspect, stale=True)
         self._create_overlay = on_leader(daemon, self._create)
         self._remove_overlay = on_leader(daemon, self._remove)
 
@@ -32,9 +32,11 @@ class NetworkRoutes:
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
+        wanted, here = body.filters(request), self._daemon.manager
+        fresh = here is None or await catch_up(here)
         rows = [*self._daemon.networks.list(), *self._overlays()]
-        wanted = body.filters(request)
-        return json_response([row for row in rows if matches(row, wanted)])
+        answer = json_response([row for row in rows if matches(row, wanted)])
+        return answer if here is None or fresh else mark_stale(answer, here)
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
         ref, scope = request.match_info["id"], request.query.get("scope", "")
@@ -77,7 +79,7 @@ class NetworkRoutes:
         return web.Response(status=204)
 
     def _overlays(self) -> list[dict[str, Any]]:
-        """The cluster's networks as this manager knows them; a follower may be a moment behind."""
+        """The cluster's networks as this manager knows them."""
         here = self._daemon.manager
         return [] if here is None else [overlay_json(item) for item in here.api.networks.list({})]
 

@@ -16,8 +16,8 @@ class NodeRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/nodes", self.index, on_leader=True),
-            Route("GET", "/nodes/{id}", self.inspect, on_leader=True),
+            Route("GET", "/nodes", self.index, on_leader=True, stale=True),
+            Route("GET", "/nodes/{id}", self.inspect, on_leader=True, stale=True),
             Route("DELETE", "/nodes/{id}", self.remove, on_leader=True),
             Route("POST", "/nodes/{id}/update", self.update, on_leader=True),
         ]

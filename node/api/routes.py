@@ -12,12 +12,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 class Route(msgspec.Struct, frozen=True):
     """One method and path. `on_leader` requests are served by the leading manager only: others
-    hand them over."""
+    hand them over; with `stale` they read the store and are answered without a leader too."""
 
     method: str
     path: str
     handler: Handler
     on_leader: bool = False
+    stale: bool = False
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

@@ -22,9 +22,9 @@ class ServiceRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/services", self.index, on_leader=True),
+            Route("GET", "/services", self.index, on_leader=True, stale=True),
             Route("POST", "/services/create", self.create, on_leader=True),
-            Route("GET", "/services/{id}", self.inspect, on_leader=True),
+            Route("GET", "/services/{id}", self.inspect, on_leader=True, stale=True),
             Route("DELETE", "/services/{id}", self.remove, on_leader=True),
             Route("POST", "/services/{id}/update", self.update, on_leader=True),
             Route("GET", "/services/{id}/logs", self.logs, on_leader=True),

@@ -20,7 +20,7 @@ class SwarmRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/swarm", self.inspect, on_leader=True),
+            Route("GET", "/swarm", self.inspect, on_leader=True, stale=True),
             Route("POST", "/swarm/init", self.init),
             Route("POST", "/swarm/join", self.join),
             Route("POST", "/swarm/leave", self.leave),

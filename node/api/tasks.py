@@ -20,8 +20,8 @@ class TaskRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/tasks", self.index, on_leader=True),
-            Route("GET", "/tasks/{id}", self.inspect, on_leader=True),
+            Route("GET", "/tasks", self.index, on_leader=True, stale=True),
+            Route("GET", "/tasks/{id}", self.inspect, on_leader=True, stale=True),
             Route("GET", "/tasks/{id}/logs", self.logs, on_leader=True),
         ]
 
