@@ -23,6 +23,7 @@ from bench.consensus_load import Load, summary
 from common import rpc
 from common.clock import SystemClock
 from common.errors import Conflict, ShoalError
+from common.frames import accept_frames
 from common.model.service import Service, ServiceSpec
 from common.tls import (
     MANAGER,
@@ -38,8 +39,9 @@ from manager.raft.disk import FileDisk
 from manager.raft.driver import Driver, bootstrap
 from manager.raft.membership import AddLearner, Promote
 from manager.raft.message import Member
+from manager.raft.network import Peers
 from manager.store.store import Store, Tx
-from manager.transport import PATH, Transport
+from manager.transport import PATH, dialler
 
 PROMOTE_RETRY_S = 0.02
 LOOK_S = 0.005
@@ -91,12 +93,12 @@ class Process:
         self._store = Store(SystemClock())
         client = rpc.Client(client_context(credentials.root, credentials))
         self._client = client
-        self._transport = Transport(client)
+        self._peers = Peers(dialler(client))
         self._raft = Driver(
             member_id=settings.member.id,
             config=RaftConfig(),
             disk=FileDisk(Path(settings.folder), settings.member.id),
-            network=self._transport.peers,
+            network=self._peers,
             machine=self._store,
             rng=random.Random(),
         )
@@ -112,7 +114,7 @@ class Process:
         try:
             async with asyncio.TaskGroup() as group:
                 around = [
-                    group.create_task(self._transport.peers.run()),
+                    group.create_task(self._peers.run()),
                     group.create_task(self._raft.run()),
                     group.create_task(self._lead()),
                 ]
@@ -212,9 +214,7 @@ class Process:
             transport = request.transport
             ssl_object = transport.get_extra_info("ssl_object") if transport else None
             require(peer_identity(ssl_object), self._settings.cluster_id, MANAGER)
-            stream = await rpc.accept_stream(request)
-            await self._transport.receive(self._raft, stream)
-            return web.Response()
+            return await accept_frames(request, self._raft.receive)
 
         app = web.Application()
         app.add_routes([web.get(PATH, take_in)])

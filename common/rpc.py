@@ -19,6 +19,7 @@ from yarl import URL
 
 from common import errors
 from common.errors import Forbidden, NotFound, ShoalError, Unavailable
+from common.frames import FrameSender
 from common.streams import StreamClosed
 from common.tls import MANAGER, Identity, peer_identity
 
@@ -105,6 +106,7 @@ class Client:
     """Calls other daemons with one set of credentials. Make it on the loop that uses it."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
         tracing = aiohttp.TraceConfig()
         tracing.on_request_headers_sent.append(_note_sent)
         # Calls are rare, and each is made with the certificate of its moment: a connection kept
@@ -171,6 +173,27 @@ class Client:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise unreachable(address, error) from error
         return WebSocketStream(connection)
+
+    async def frames(self, address: str, path: str, *, host: str) -> FrameSender:
+        """A way to send messages to `path` at `address`; the caller sees to the deadline.
+
+        Raises OSError, also when it is not `host` that answers.
+        """
+        name, _, port = address.rpartition(":")
+        _, sender = await asyncio.get_running_loop().create_connection(
+            lambda: FrameSender(path),
+            name.strip("[]"),
+            int(port),
+            ssl=self._context,
+            server_hostname=host,
+        )
+        try:
+            notice_silence(sender.about("socket"))
+            await sender.opened
+        except BaseException:
+            sender.close()
+            raise
+        return sender
 
     async def request(
         self,

@@ -37,9 +37,10 @@ from manager.raft.disk import FileDisk
 from manager.raft.driver import Driver, bootstrap
 from manager.raft.membership import AddLearner, Remove, UpdateAddress
 from manager.raft.message import Member
+from manager.raft.network import Peers
 from manager.roles import RoleManager
 from manager.store.store import Store, Tx
-from manager.transport import Transport
+from manager.transport import dialler
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +97,12 @@ class Manager:
         self.node_id = node_id
         self.address = address
         self.store = Store(clock)
-        self._transport = Transport(client)
+        self._peers = Peers(dialler(client))
         self.raft = Driver(
             member_id=raft_id,
             config=RaftConfig.of(config.raft),
             disk=FileDisk(folder, raft_id),
-            network=self._transport.peers,
+            network=self._peers,
             machine=self.store,
             rng=rng,
         )
@@ -191,7 +192,7 @@ class Manager:
         try:
             async with asyncio.TaskGroup() as group:
                 around = [
-                    group.create_task(self._transport.peers.run(), name="raft peers"),
+                    group.create_task(self._peers.run(), name="raft peers"),
                     group.create_task(self._follow_raft(), name="raft status"),
                 ]
                 await own(self.raft.run())
@@ -275,9 +276,9 @@ class Manager:
 
     # Membership, asked of the leader by the nodes themselves
 
-    async def receive_raft(self, stream: Stream) -> None:
-        """Take in another manager's messages until it closes `stream`."""
-        await self._transport.receive(self.raft, stream)
+    def receive_raft(self, message: bytes) -> None:
+        """Take in a message of another manager's Raft."""
+        self.raft.receive(message)
 
     async def admit(self, caller: Identity, asked: RaftJoin) -> RaftJoined:
         """Give the manager of `caller` its place in the log, as a learner at first.

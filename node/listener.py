@@ -9,7 +9,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +17,7 @@ from aiohttp import web
 
 from common import rpc
 from common.errors import Forbidden, Invalid, NotLeader, ShoalError, Unavailable
+from common.frames import accept_frames
 from common.protocol.ca import Issued, IssueRequest, RaftJoin, RaftJoined, RenewRequest
 from common.tls import MANAGER, ROLES, WORKER, Identity, peer_identity, require
 from manager.manager import Manager
@@ -233,7 +234,8 @@ class Listener:
     async def _raft_stream(self, request: web.Request) -> web.StreamResponse:
         self._caller(request, MANAGER)
         manager = self._ready()
-        return await self._serve(request, manager.receive_raft)
+        with self._noted(request):
+            return await accept_frames(request, manager.receive_raft)
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
         caller = self._caller(request, *ROLES)
@@ -249,17 +251,26 @@ class Listener:
         limit: int = rpc.MESSAGE_LIMIT,
     ) -> web.StreamResponse:
         stream = await rpc.accept_stream(request, limit)
+        with self._noted(request):
+            try:
+                with contextlib.suppress(ConnectionError):
+                    await serve(stream)
+            finally:
+                await stream.close()
+        return web.Response()
+
+    @contextlib.contextmanager
+    def _noted(self, request: web.Request) -> Iterator[None]:
+        """Meanwhile `close` ends the connection of `request`."""
         transport = request.transport
-        assert transport is not None
+        if transport is None:
+            raise ConnectionResetError("the caller has gone")
         ended = self._streams[transport] = asyncio.Event()
         try:
-            with contextlib.suppress(ConnectionError):
-                await serve(stream)
+            yield
         finally:
-            await stream.close()
             del self._streams[transport]
             ended.set()
-        return web.Response()
 
 
 def _peer(request: web.Request) -> Identity | None:

@@ -15,25 +15,42 @@ class Line:
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
+        self.waiting: list[bytes] = []
         self.dialled: list[str] = []
         self.reachable = True
         self.blocked = False
         self.closed = 0
+        self.broken = asyncio.Event()
 
     async def dial(self, to: Member) -> "Line":
         self.dialled.append(to.address)
         if not self.reachable:
             raise ConnectionRefusedError
+        self.broken.clear()
         return self
 
-    async def send(self, message: bytes) -> None:
-        if self.blocked:
-            await asyncio.Event().wait()
-        if not self.reachable:
-            raise ConnectionResetError
-        self.received.append(message)
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(map(len, self.waiting))
 
-    async def close(self) -> None:
+    def send(self, message: bytes) -> None:
+        if self.broken.is_set():
+            return
+        (self.waiting if self.blocked else self.received).append(message)
+
+    async def lost(self) -> None:
+        await self.broken.wait()
+
+    def cut(self) -> None:
+        self.reachable = False
+        self.broken.set()
+
+    def unblock(self) -> None:
+        self.blocked = False
+        self.received += self.waiting
+        self.waiting.clear()
+
+    def close(self) -> None:
         self.closed += 1
 
 
@@ -77,7 +94,7 @@ async def test_a_broken_connection_is_opened_again() -> None:
     async with sending(line) as peers:
         peers.send(member("b"), b"1")
         await asyncio.sleep(0.1)
-        line.reachable = False
+        line.cut()
         peers.send(member("b"), b"2")
         await asyncio.sleep(0.1)
         line.reachable = True
@@ -94,14 +111,32 @@ async def test_a_peer_that_does_not_read_costs_bounded_memory() -> None:
         large = bytes(network.QUEUE_BYTES // 50)
         for _ in range(2 * network.QUEUE_MESSAGES):
             peers.send(member("b"), large)
+        assert len(peers._peers["b", "b.example:2377"]._queue) <= 50
         await asyncio.sleep(0.01)
-        waiting = peers._peers["b b.example:2377"]
-        assert len(waiting._queue) <= 50
-        line.blocked = False
-        await asyncio.sleep(network.CONNECT_S + 1)
+        for _ in range(100):
+            peers.send(member("b"), large)
+        assert len(line.waiting) <= 50
+        line.unblock()
         peers.send(member("b"), b"after")
-        await asyncio.sleep(1)
     assert line.received[-1] == b"after"
+
+
+async def test_what_is_sent_on_an_open_connection_leaves_at_once() -> None:
+    line = Line()
+    async with sending(line) as peers:
+        peers.send(member("b"), b"1")
+        await asyncio.sleep(0.1)
+        peers.send(member("b"), b"2")
+        assert line.received == [b"1", b"2"]
+
+
+async def test_a_connection_in_use_is_kept() -> None:
+    line = Line()
+    async with sending(line) as peers:
+        for _ in range(5):
+            peers.send(member("b"), b"1")
+            await asyncio.sleep(network.IDLE_S * 0.7)
+    assert len(line.dialled) == 1
 
 
 async def test_a_new_address_is_used_at_once_and_idle_peers_are_let_go() -> None:

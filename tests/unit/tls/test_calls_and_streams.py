@@ -11,6 +11,7 @@ from aiohttp import web
 
 from common import rpc, tls
 from common.errors import Conflict, Forbidden, Unavailable
+from common.frames import MESSAGE_LIMIT, accept_frames
 from common.keys import new_request
 from common.streams import StreamClosed
 from common.tls import Credentials, Identity
@@ -172,3 +173,56 @@ async def test_a_renewed_certificate_is_used_at_once() -> None:
         tls.load_chain(context, credentials("after", "manager"))
         assert await caller.call(address, "GET", "/") == b"after"
         await caller.close()
+
+
+async def test_frames_come_whole_and_in_order_however_they_are_cut() -> None:
+    taken: list[bytes] = []
+    all_here = asyncio.Event()
+    sent = [b"one", b"", b"x" * 3_000_000, *(b"%d" % number for number in range(1000)), b"last"]
+
+    def take(message: bytes) -> None:
+        taken.append(message)
+        if message == b"last":
+            all_here.set()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await accept_frames(request, take)
+
+    async with server(handler) as address, client(credentials("caller", "manager")) as caller:
+        sender = await caller.frames(address, "/", host="manager")
+        identity = tls.peer_identity(sender.about("ssl_object"))
+        assert identity is not None
+        assert identity.node_id == "server"
+        for message in sent:
+            sender.send(message)
+        async with asyncio.timeout(10):
+            await all_here.wait()
+        assert taken == sent
+        sender.close()
+        async with asyncio.timeout(10):
+            await sender.lost()
+        sender.send(b"late")
+        assert sender.waiting_bytes == 0
+
+
+async def test_frames_to_the_wrong_node_or_a_refusal_or_nobody_are_an_error() -> None:
+    async with server(who) as address, client() as caller:
+        with pytest.raises(ConnectionRefusedError, match="200 OK"):
+            await caller.frames(address, "/", host="manager")
+        with pytest.raises(OSError, match="certificate"):
+            await caller.frames(address, "/", host="another")
+    async with client() as caller:
+        with pytest.raises(OSError, match="onnect"):
+            await caller.frames(address, "/", host="manager")
+
+
+async def test_a_frame_that_is_too_long_ends_the_connection() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await accept_frames(request, lambda message: None)
+
+    async with server(handler) as address, client(credentials("caller", "manager")) as caller:
+        sender = await caller.frames(address, "/", host="manager")
+        assert sender._transport is not None
+        sender._transport.write((MESSAGE_LIMIT + 1).to_bytes(4))
+        async with asyncio.timeout(10):
+            await sender.lost()
