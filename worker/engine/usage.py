@@ -46,6 +46,18 @@ def stats(
             "throttled_time": usage.throttled_ns,
         },
     }
+    shown["blkio_stats"] = {
+        "io_service_bytes_recursive": [
+            {"major": disk.major, "minor": disk.minor, "op": op, "value": value}
+            for disk in usage.disks
+            for op, value in (("read", disk.read_bytes), ("write", disk.write_bytes))
+        ],
+        "io_serviced_recursive": [
+            {"major": disk.major, "minor": disk.minor, "op": op, "value": value}
+            for disk in usage.disks
+            for op, value in (("read", disk.reads), ("write", disk.writes))
+        ],
+    }
     limit = usage.memory_limit or _machine_memory()
     shown["memory_stats"] = {"usage": usage.memory, "limit": limit, "stats": usage.memory_stat}
     shown["networks"] = _networks(pid)

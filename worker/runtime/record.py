@@ -5,6 +5,8 @@ import json
 import os
 from typing import NamedTuple
 
+from worker.runtime import syscalls as sc
+
 NAME = "keeper.json"
 
 
@@ -61,6 +63,12 @@ def zombie_status(record: Record) -> int | None:
     if fields[0] != "Z" or int(fields[19]) != record.start_time:
         return None
     return int(fields[49])
+
+
+def foreign_status(pidfd: int, record: Record | None) -> int | None:
+    """The wait status of a dead process that is no child of this one; None: not known (yet)."""
+    known = sc.pidfd_exit_status(pidfd)
+    return zombie_status(record) if known is None and record is not None else known
 
 
 def lives(record: Record) -> bool:

@@ -1,12 +1,22 @@
 """Limits as files of both versions; version 2 on a fake folder."""
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from worker.runtime.cgroups import V1, V2, Write, detect, device_rule, weight, writes_v1, writes_v2
+from worker.runtime.cgroups import V1, V2, detect
+from worker.runtime.cgroups.base import Disk, Unsupported, Write, disks
+from worker.runtime.cgroups.devices import Exempt, program, reduce_rules
+from worker.runtime.cgroups.v1 import device_rule, device_writes, disk_rows
+from worker.runtime.cgroups.v1 import writes as writes_v1
+from worker.runtime.cgroups.v2 import disk_list, weight
+from worker.runtime.cgroups.v2 import writes as writes_v2
 
-RESOURCES = {
+RESOURCES: dict[str, Any] = {
     "memory": {"limit": 100, "swap": 250, "reservation": 50},
     "cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0-1"},
     "pids": {"limit": 20},
@@ -24,6 +34,8 @@ def test_version_1() -> None:
         ("cpu.cfs_quota_us", "50000"),
         ("cpuset.cpus", "0-1"),
         ("pids.max", "20"),
+    ]
+    assert [(w.file, w.value) for w in device_writes(RESOURCES["devices"])] == [
         ("devices.deny", "a"),
         ("devices.allow", "c 1:3 rwm"),
     ]
@@ -104,7 +116,7 @@ def test_version_2_reads(tmp_path: Path) -> None:
 def test_a_missing_limit_file_is_told_unless_optional(tmp_path: Path) -> None:
     hierarchy = fake_v2(tmp_path)
     (tmp_path / "shoal/c1").mkdir()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(Unsupported, match=r"no memory\.max"):
         hierarchy.update("shoal/c1", {"memory": {"limit": 4096}})
     hierarchy.update("shoal/c1", {"memory": {"swap": 4096}})
 
@@ -126,3 +138,125 @@ def test_removing_twice_is_fine(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     assert hierarchy.remove("a")
     assert hierarchy.remove("a")
+
+
+BLOCK: dict[str, Any] = {
+    "blockIO": {
+        "weight": 500,
+        "weightDevice": [{"major": 8, "minor": 0, "weight": 10}],
+        "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1000}],
+        "throttleWriteIOPSDevice": [{"major": 8, "minor": 16, "rate": 7}],
+    }
+}
+
+
+def test_block_io() -> None:
+    assert [(w.file, w.value) for w in writes_v1(BLOCK)] == [
+        ("blkio.weight", "500"),
+        ("blkio.weight_device", "8:0 10"),
+        ("blkio.throttle.read_bps_device", "8:0 1000"),
+        ("blkio.throttle.write_iops_device", "8:16 7"),
+    ]
+    assert [(w.file, w.value) for w in writes_v2(BLOCK)] == [
+        ("io.weight", "default 4950"),
+        ("io.weight", "8:0 1"),
+        ("io.max", "8:0 rbps=1000"),
+        ("io.max", "8:16 wiops=7"),
+    ]
+
+
+def test_what_was_read_and_written() -> None:
+    one = disk_rows("bytes", "254:0 Read 10\n254:0 Write 20\n254:0 Total 30\nTotal 30\n")
+    two = disk_rows("ios", "254:0 Read 1\n254:0 Write 2\n")
+    assert disks(one + two) == disk_list("254:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0\n")
+    assert disks(one + two) == (Disk(254, 0, 10, 20, 1, 2),)
+
+
+def test_memory_is_raised_with_swap_first() -> None:
+    memory = {"memory": {"limit": 100, "swap": 200}}
+    files = [w.file for w in writes_v1(memory, swap_first=True)]
+    assert files == ["memory.memsw.limit_in_bytes", "memory.limit_in_bytes"]
+
+
+def test_what_version_2_does_not_have_is_refused() -> None:
+    with pytest.raises(Unsupported, match="disableOOMKiller"):
+        writes_v2({"memory": {"disableOOMKiller": True}})
+    assert writes_v2({"memory": {"disableOOMKiller": False}}) == []
+
+
+def rule(allow: bool, kind: str = "", access: str = "", *numbers: int) -> dict[str, Any]:
+    numbered = dict(zip(("major", "minor"), numbers, strict=False))
+    return {"allow": allow, "type": kind, "access": access, **numbered}
+
+
+def test_device_rules_come_to_a_default_and_exceptions() -> None:
+    rules = [
+        rule(True, "c", "rwm", 9, 9),  # before everything is denied: without effect
+        rule(False),
+        rule(True, "c", "m"),
+        rule(True, "c", "rw", 1, 3),
+        rule(True, "c", "m", 1, 3),
+        rule(False, "c", "w", 1, 3),
+    ]
+    assert reduce_rules(rules) == (False, [Exempt("c", -1, -1, 1), Exempt("c", 1, 3, 3)])
+    assert reduce_rules([]) == (True, [])
+    assert reduce_rules([rule(False, "b", "rwm", 8)]) == (True, [Exempt("b", 8, -1, 7)])
+
+
+def run(code: bytes, kind: str, access: str, major: int, minor: int) -> bool:
+    """What the kernel would do with the program: enough of eBPF for it."""
+    words = [(_kinds[kind] | sum(_access[a] for a in access) << 16), major, minor]
+    registers, steps = [0] * 11, [code[i : i + 8] for i in range(0, len(code), 8)]
+    here = 0
+    while True:
+        opcode, both, offset, value = struct.unpack("<BBhi", steps[here])
+        to, source = both & 15, both >> 4
+        here += 1
+        if opcode == 0x95:
+            return bool(registers[0])
+        if opcode == 0x61:
+            registers[to] = words[offset // 4]
+        elif opcode == 0x54:
+            registers[to] &= value
+        elif opcode == 0x74:
+            registers[to] >>= value
+        elif opcode in (0xBC, 0xB4):
+            registers[to] = registers[source] if opcode == 0xBC else value
+        else:
+            jumps = {0x55: registers[to] != value, 0x15: registers[to] == value}
+            taken = jumps.get(opcode, registers[to] != registers[source])
+            here += offset if taken else 0
+
+
+_kinds, _access = {"b": 1, "c": 2}, {"m": 1, "r": 2, "w": 4}
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda allow, kind, access, *n: rule(allow, kind, access, *(x for x in n if x >= 0)),
+            st.booleans(),
+            st.sampled_from("abc"),
+            st.sampled_from(["r", "rw", "rwm", "m"]),
+            st.integers(0, 2),
+            st.integers(-1, 2),
+        ),
+        max_size=6,
+    ),
+    st.sampled_from("bc"),
+    st.sampled_from(["r", "w", "m", "rw"]),
+    st.integers(0, 2),
+    st.integers(0, 2),
+)
+def test_the_program_decides_as_the_rules_say(
+    rules: list[dict[str, Any]], kind: str, access: str, major: int, minor: int
+) -> None:
+    default, exceptions = reduce_rules(rules)
+    wanted = sum(_access[letter] for letter in access)
+    covering = [
+        e.access & wanted
+        for e in exceptions
+        if e.kind == kind and e.major in (-1, major) and e.minor in (-1, minor)
+    ]
+    expected = not any(covering) if default else any(bits == wanted for bits in covering)
+    assert run(program(rules), kind, access, major, minor) is expected
