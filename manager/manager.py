@@ -344,6 +344,11 @@ class Manager:
         except TimeoutError as error:
             raise Unavailable("the managers did not let this one go in time; try again") from error
 
+    async def node_left(self, caller: Identity) -> None:
+        """Do not wait for the heartbeats of a node that says goodbye."""
+        if self.store.view().get(Node, caller.node_id) is not None:
+            await self.dispatcher.left(caller.node_id)
+
     def _member_of(self, node_id: str) -> Member | None:
         members = self.raft.status.members
         return next((member for member in members if member.node_id == node_id), None)

@@ -66,6 +66,7 @@ class Listener:
                 web.post("/ca/abandon", self._abandon),
                 web.post("/raft/join", self._raft_join),
                 web.post("/raft/leave", self._raft_leave),
+                web.post("/node/leave", self._node_leave),
                 web.post("/raft/read-index", self._read_index),
                 web.get("/raft/stream", self._raft_stream),
                 web.get("/session", self._session),
@@ -220,6 +221,14 @@ class Listener:
     async def _read_index(self, request: web.Request) -> web.StreamResponse:
         self._caller(request, MANAGER)
         return _json(await self._ready().read_index())
+
+    async def _node_leave(self, request: web.Request) -> web.StreamResponse:
+        caller = self._original(request, *ROLES)
+
+        async def do(manager: Manager, _: object) -> None:
+            await manager.node_left(caller)
+
+        return await self._at_leader(request, object, caller, do)
 
     # What every manager does
 

@@ -126,5 +126,9 @@ class Trust:
             )
             await asyncio.sleep(RENEWAL_RETRY_S)
 
+    def new_client(self) -> rpc.Client:
+        """For calls in this node's name after `close`."""
+        return rpc.Client(self._client_context)
+
     async def close(self) -> None:
         await self.client.close()

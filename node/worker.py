@@ -31,7 +31,7 @@ class Worker:
         self.networks = Networks(config, clock, rng)
         self.images = Images(config, lambda *event: self.engine.events.publish(*event))
         self.engine = Engine(config, self.images, self.networks, clock, rng)
-        self._boot_id = boot_id()
+        self._boot_id = ""
         self._journal = config.state_dir / "agent"
 
     def make_agent(self, seams: AgentSeams) -> Agent:
@@ -59,6 +59,7 @@ class Worker:
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Opened in the order in which one needs the other, closed in the reverse."""
+        self._boot_id = await asyncio.to_thread(boot_id, self._config.run_dir, self._rng)
         async with contextlib.AsyncExitStack() as stack:
             await self.images.open()
             stack.push_async_callback(self.images.close)

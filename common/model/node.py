@@ -85,3 +85,4 @@ class Node(Object, frozen=True, kw_only=True):
     manager_status: ManagerStatus | None = None
     index: int = 0  # 1 … 4094: gives the node its own subnet; 0: not allocated yet
     certificate_issued_at: str = ""
+    boot_id: str = ""  # as it said when it last opened a session

@@ -218,6 +218,7 @@ class TaskStatus(Model, frozen=True, kw_only=True):
     container_status: ContainerStatus | None = None
     port_status: PortStatus = msgspec.field(default_factory=PortStatus)
     node_address: str = ""  # the task's address in its node's own subnet, for ingress
+    boot_id: str = ""  # of the node when this was said: after a reboot nothing runs until said anew
 
 
 class NetworkAttachment(Model, frozen=True, kw_only=True):

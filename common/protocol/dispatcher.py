@@ -36,6 +36,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     protocol: int = PROTOCOL_VERSION
     description: NodeDescription
     address: str  # the node's own address on the underlay (VTEP)
+    boot_id: str = ""  # changes when the machine starts anew
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):

@@ -69,6 +69,7 @@ class Assignments:
         self._network_ids: dict[str, str] = {}  # name -> network id
         self._ingress: set[str] = set()  # services that publish ports on all nodes
         self._nodes: dict[str, NodeState] = {}
+        self._boots: dict[str, str] = {}  # boot ids of nodes
         self._held: dict[str, None] = {}
         self._new_holds: dict[str, None] = {}
         self._dirty: dict[str, dict[str, None]] = {}  # node id -> tasks to send or take back
@@ -279,6 +280,7 @@ class Assignments:
         self._table.replace(_owner(kind, id), ())
         if kind is Node:
             self._nodes.pop(id, None)
+            self._boots.pop(id, None)
             self._node_tasks_changed(id)
         elif kind is Network:
             name = self._network_names.pop(id, "")
@@ -289,10 +291,11 @@ class Assignments:
             self._set_ingress(id, False)
 
     def _put_node(self, node: Node) -> None:
-        before = self._is_down(node.id)
+        before = self._is_down(node.id), self._boots.get(node.id)
         self._nodes[node.id] = node.status.state
+        self._boots[node.id] = node.boot_id
         self._table.replace(_owner(Node, node.id), items.node_entries(node))
-        if self._is_down(node.id) != before:
+        if (self._is_down(node.id), node.boot_id) != before:
             self._node_tasks_changed(node.id)
 
     def _is_down(self, node_id: str) -> bool:
@@ -376,7 +379,8 @@ class Assignments:
         self._mark_dirty(old)
 
     def _put_entries(self, task: Task) -> None:
-        active = items.serving(task) and not self._is_down(task.node_id)
+        boot_id = self._boots.get(task.node_id, "")
+        active = items.serving(task, boot_id) and not self._is_down(task.node_id)
         ingress = task.service_id in self._ingress
         entries = items.task_entries(task, ingress=ingress, active=active)
         self._table.replace(_owner(Task, task.id), entries)

@@ -303,6 +303,18 @@ class Dispatcher:
         )
         log.warning("nodes are down: %s", " ".join(lost))
 
+    async def left(self, node_id: str) -> None:
+        """The node's agent has ended and says that it will not come back: do not wait for it."""
+        now = self._now()
+        self._liveness.forget(node_id)
+        self._barrier.forget(node_id, now)
+        self._down_since[node_id] = now
+        self._timers.set()
+        if connection := self._connections.get(node_id):
+            connection.end()
+        await self._store.update(lambda tx: nodes.set_down(tx, [node_id], nodes.LEFT))
+        log.info("node left the cluster", extra={"left": node_id})
+
     async def _orphan(self) -> None:
         now = self._now()
         for node_id, since in list(self._down_since.items()):

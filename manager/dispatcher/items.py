@@ -117,9 +117,13 @@ def stopping(task: Task) -> bool:
     return task.desired_state >= TaskState.SHUTDOWN
 
 
-def serving(task: Task) -> bool:
-    """Whether requests may go to the task, as far as the task itself is concerned."""
-    return task.status.state is TaskState.RUNNING and not stopping(task)
+def serving(task: Task, boot_id: str = "") -> bool:
+    """Whether requests may go to the task, as far as the task itself is concerned.
+
+    What was said before its node's boot `boot_id` does not hold any more; "": not known.
+    """
+    said = not boot_id or task.status.boot_id == boot_id
+    return said and task.status.state is TaskState.RUNNING and not stopping(task)
 
 
 def ingress_ports(service: Service) -> tuple[PublishedPort, ...]:

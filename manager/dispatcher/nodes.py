@@ -13,6 +13,7 @@ from common.protocol.dispatcher import Hello, Manager
 from manager.store.store import Tx, View
 
 HEARTBEAT_FAILURE = "heartbeat failure"
+LEFT = "the node left the cluster"
 
 
 def all_unknown(tx: Tx) -> None:
@@ -32,14 +33,15 @@ def set_ready(tx: Tx, node_id: str, hello: Hello) -> None:
     node = tx.get(Node, node_id)
     if node is not None:
         status = NodeStatus(state=NodeState.READY, addr=hello.address)
-        tx.put(replace(node, status=status, description=hello.description))
+        described = hello.description
+        tx.put(replace(node, status=status, description=described, boot_id=hello.boot_id))
 
 
-def set_down(tx: Tx, node_ids: Iterable[str]) -> None:
+def set_down(tx: Tx, node_ids: Iterable[str], why: str = HEARTBEAT_FAILURE) -> None:
     for node_id in node_ids:
         node = tx.get(Node, node_id)
         if node is not None:
-            status = replace(node.status, state=NodeState.DOWN, message=HEARTBEAT_FAILURE)
+            status = replace(node.status, state=NodeState.DOWN, message=why)
             tx.put(replace(node, status=status))
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from common import rpc, tls
 from common.errors import Forbidden, Invalid, ShoalError, Unavailable
 from common.model.cluster import Cluster
-from common.model.node import Node, Role
+from common.model.node import Node, NodeState, Role
 from common.protocol.ca import Issued, RenewRequest
 from manager.ca import tokens
 from node.forward import forward
@@ -157,6 +157,7 @@ async def test_leaving(tmp_path: Path) -> None:
         node = made[0].node(left)
         assert node is not None
         assert node.spec.role is Role.WORKER
+        assert node.status.state is NodeState.DOWN
         await made[0].swarm.leave(force=True)
         await until("the other leads alone", lambda: made[1].leads and voters(made[1]) == 1)
         with pytest.raises(Unavailable, match="erases all"):
@@ -164,6 +165,17 @@ async def test_leaving(tmp_path: Path) -> None:
         await made[1].swarm.leave(force=True)
         assert not (made[1].folder / "swarm").exists()
         await made[1].init()  # and it can begin anew
+
+
+async def test_a_worker_that_leaves_is_down_at_once(tmp_path: Path) -> None:
+    async with machines(tmp_path, 3) as (manager, second, worker):
+        await formed([manager, second])
+        await worker.join(cluster(manager).root_ca.join_token_worker, second)
+        left = worker.swarm.node_id
+        await worker.swarm.leave(force=False)
+        node = manager.node(left)
+        assert node is not None
+        assert node.status.state is NodeState.DOWN
 
 
 async def test_tokens_that_do_not_open(tmp_path: Path) -> None:

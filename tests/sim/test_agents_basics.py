@@ -290,6 +290,59 @@ async def test_after_a_reboot_what_should_run_runs_again_without_a_manager(
         assert runs()
 
 
+async def test_after_a_reboot_nothing_old_is_started_that_is_wanted_no_more(
+    world: AgentsWorld,
+) -> None:
+    """A manager in reach says so before the journal's word counts."""
+    async with world.running():
+        machine = world.machines[0]
+        id = await world.create(machine)
+        await world.until_state(id, S.RUNNING)
+        await machine.stop()
+        machine.engine.reboot()
+        await world.delete(id)
+        machine.boot_id = "second"
+        machine.start()
+        await world.until(lambda: machine.engine.look(id) is None)
+        assert machine.engine.started == [id]
+
+
+async def test_a_rebooted_nodes_tasks_get_no_requests_until_they_run_again(
+    world: AgentsWorld,
+) -> None:
+    async with world.running():
+        machine, other = world.machines[:2]
+        id, far = await world.create(machine), await world.create(other)
+        await world.until_state(id, S.RUNNING)
+        await world.until_state(far, S.RUNNING)
+        await world.until(lambda: other.networks.active(id))
+        machine.engine.step_s = 20.0  # from here on it takes long to start
+        await machine.stop()
+        machine.engine.reboot()
+        machine.boot_id = "second"
+        machine.start()
+        await world.until(lambda: not other.networks.active(id), 3)
+        assert node_state(world, 0) is NodeState.READY
+        await world.until(lambda: other.networks.active(id))
+        assert world.state(id) is S.RUNNING
+        assert machine.engine.started == [id, id]
+
+
+async def test_a_node_that_says_goodbye_is_down_at_once_and_may_come_back(
+    world: AgentsWorld,
+) -> None:
+    async with world.running():
+        machine = world.machines[0]
+        await world.until(lambda: node_state(world, 0) is NodeState.READY)
+        await machine.stop()
+        await world.dispatcher.left(machine.id)
+        assert node_state(world, 0) is NodeState.DOWN
+        machine.start()
+        await world.until(lambda: node_state(world, 0) is NodeState.READY)
+        await asyncio.sleep(10)
+        assert node_state(world, 0) is NodeState.READY
+
+
 async def test_containers_of_unknown_tasks_are_removed_after_the_first_complete_set(
     world: AgentsWorld,
 ) -> None:

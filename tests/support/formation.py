@@ -40,6 +40,14 @@ class FakeDispatcher:
     def fail(self) -> None:
         self._broken.set()
 
+    async def left(self, node_id: str) -> None:
+        def down(tx: Any) -> None:
+            node = tx.get(Node, node_id)
+            status = msgspec.structs.replace(node.status, state=NodeState.DOWN)
+            tx.put(msgspec.structs.replace(node, status=status))
+
+        await self._store.update(down)
+
     async def run(self) -> None:
         self._leads = True
         try:

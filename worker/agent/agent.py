@@ -47,6 +47,8 @@ CONNECT_S = 2.0  # less than the time after which a node counts as down
 ELECTION_S = 1.0
 DESCRIBE_S = 20.0  # how often the node looks whether it has changed
 REDIRECTS_MAX = 3  # in a row, before waiting
+# How long what the journal wants is not started, while a manager may say that it is wanted no more.
+SETTLE_S = 5.0
 _BOOT = "boot"
 
 
@@ -108,6 +110,7 @@ class Agent:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._marks: dict[str, tuple[str, str]] = {}
         self._digest = Digest()
+        self._settled = asyncio.Event()  # a manager has said what should run, or does not
         self._group: asyncio.TaskGroup | None = None
         self._described: NodeDescription | None = None
         self._manager = ""
@@ -119,12 +122,14 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 await self._restore()
+                settling = group.create_task(self._settle(), name="agent settling")
                 writer = group.create_task(self._journal.run(), name="agent journal")
                 await self._sessions()
                 for task_id in list(self._drivers):
                     self._drop(task_id)
                 await asyncio.gather(*self._running.values())
                 writer.cancel()
+                settling.cancel()
         finally:
             self._group = None
             await self._journal.close()
@@ -138,6 +143,10 @@ class Agent:
         for entry in entries:
             self._reporter.note(entry.task.id, entry.status)
             self._drive(entry.task, entry.status, revive=rebooted)
+
+    async def _settle(self) -> None:
+        await asyncio.sleep(SETTLE_S)
+        self._settled.set()
 
     # Sessions
 
@@ -183,7 +192,10 @@ class Agent:
         self._described, self._manager = self._describe(), address
         session = Session(stream, self, self._reporter, self._reports, self._rng)
         try:
-            await session.run(Hello(description=self._described, address=self._address()))
+            hello = Hello(
+                description=self._described, address=self._address(), boot_id=self._boot_id
+            )
+            await session.run(hello)
         except _DescriptionChanged:
             self._backoff.reset()
         except Ended as end:
@@ -223,6 +235,7 @@ class Agent:
                 self._drop(task_id)
         for task in assign.tasks:
             self._assign(task)
+        self._settled.set()
         self._backoff.reset()
 
     async def watch(self) -> None:
@@ -276,6 +289,8 @@ class Agent:
             self._starts,
             self._clock,
             self._say,
+            settled=self._settled,
+            boot_id=self._boot_id,
             revive=revive,
         )
         self._drivers[task.id] = driver

@@ -36,16 +36,21 @@ class Driver:
         clock: Clock,
         report: Callable[[Task, TaskStatus], None],
         *,
+        settled: asyncio.Event,
+        boot_id: str = "",
         revive: bool = False,
     ) -> None:
-        """`starts` bounds how many containers are made and started at once. `revive`: the
-        machine was rebooted after `status` was said."""
+        """`starts` bounds how many containers are made and started at once. Nothing is made or
+        started before `settled`: the wish may be an old one. `boot_id` goes into what is
+        reported. `revive`: the machine was rebooted after `status` was said."""
         self.task = task
         self.status = status
         self._executor = executor
         self._starts = starts
         self._clock = clock
         self._report = report
+        self._settled = settled
+        self._boot_id = boot_id
         self._revive = revive
         self._removed = False
         self._news = asyncio.Event()  # the wish changed
@@ -83,8 +88,11 @@ class Driver:
                 self.task.desired_state,
                 seen,
                 revive=self._revive,
-                moved=moved(self.status, seen),
+                moved=moved(self.status, seen, self._boot_id),
             )
+            if step in (Step.PREPARE, Step.START) and not self._settled.is_set():
+                await self._unless(self._news, _set(self._settled))
+                continue
             try:
                 await self._do(step, seen)
             except Exception as error:  # noqa: BLE001 - one bad task must not end the others
@@ -206,6 +214,7 @@ class Driver:
             container_status=container,
             port_status=ports,
             node_address=address if seen is not None and seen.live else before.node_address,
+            boot_id=self._boot_id,
         )
         self._report(self.task, self.status)
 
@@ -230,6 +239,10 @@ class Driver:
             results = await asyncio.gather(*tasks, return_exceptions=True)
         if isinstance(results[0], Exception):
             raise results[0]
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def remove_leftover(task_id: str, executor: Executor) -> None:

@@ -57,7 +57,7 @@ def next_step(
 ) -> Step:
     """`state` is what was last said. `revive`: the machine has rebooted since then, so that the
     container ended without a fault of its own and should run again. `moved`: it runs, but with
-    another process or address than was last said."""
+    another process or address, or since another boot, than was last said."""
     if state > TaskState.RUNNING:
         return Step.CLEAR if desired is TaskState.REMOVE and seen is not None else Step.REST
     if desired >= TaskState.SHUTDOWN:
@@ -85,10 +85,12 @@ def _after_start(state: TaskState, seen: Seen, revive: bool, moved: bool) -> Ste
     return Step.WATCH
 
 
-def moved(said: TaskStatus, seen: Seen | None) -> bool:
+def moved(said: TaskStatus, seen: Seen | None, boot_id: str = "") -> bool:
     """Whether the container runs otherwise than `said`: it was started again after a reboot."""
     if seen is None or seen.state != "running":
         return False
+    if said.boot_id != boot_id:
+        return seen.health in ("", "healthy")  # nobody asks it until then, so there is time
     known = said.container_status
     return known is None or (known.pid, said.node_address) != (seen.pid, seen.node_address)
 
