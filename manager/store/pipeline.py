@@ -74,13 +74,25 @@ class Pipeline:
         return self._overlay if self._flying or self._waiting else self._committed()
 
     async def commit(self, changes: list[Change], tables: Tables, provisional: int) -> None:
-        """Bring `changes` into the log; `tables` is the newest state with them made.
+        """Bring `changes` into the log; `tables` is the newest state with them made."""
+        if changes:
+            await asyncio.shield(self._add(changes, tables, provisional).done)
+        else:
+            await self.settled()
 
-        A transaction without changes waits for those whose effects it may have seen.
+    async def settled(self) -> None:
+        """Until everything that a transaction may have seen by now is committed.
+
+        A transaction that writes nothing waits for it, too, before it tells what it saw. Raises
+        NotLeader if that may never have happened.
         """
-        batch = self._add(changes, tables, provisional) if changes else self._last()
-        if batch is not None:
+        batch = self._last()
+        if batch is None:
+            return
+        try:
             await asyncio.shield(batch.done)
+        except ProposalUncertain as error:
+            raise self.not_leader() from error
 
     def stop(self) -> None:
         """Refuse what was not yet proposed."""

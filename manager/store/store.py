@@ -70,8 +70,10 @@ class Store:
     def watch(self, since: int | None = None) -> Watcher:
         """What is committed from now on, or after version `since` (RAF 199).
 
-        If that is no longer known, the first `next` raises Resync.
+        If that is not known, any more or yet, the first `next` raises Resync.
         """
+        if since is not None and since > self._version:
+            return self._ring.watch_lost()  # another manager was ahead; this one cannot tell
         return self._ring.watch(since)
 
     def view_and_watch(self) -> tuple[View, Watcher]:
@@ -109,8 +111,9 @@ class Store:
         """Run `fn` on the newest state, commit what it puts and deletes, return its result.
 
         `fn` is called once, at once, and must not wait. If it raises, or changes nothing,
-        nothing is written. Returns when the changes, and those it built upon, are committed and
-        applied here. Raises NotLeader (nothing was written) or ProposalUncertain.
+        nothing is written. Returns, or raises what `fn` raised, when the changes, and those it
+        built upon, are committed and applied here: nobody hears of what may never happen.
+        Raises NotLeader (nothing was written) or ProposalUncertain.
         """
         if self._pipeline is None or self._pipeline.stopped:
             raise Pipeline.not_leader()
@@ -119,7 +122,11 @@ class Store:
         provisional = self._provisional
         tables = pipeline.newest().fork()
         tx = Tx(tables, self._version, self._clock.now(), provisional)
-        result = fn(tx)
+        try:
+            result = fn(tx)
+        except Exception:
+            await pipeline.settled()
+            raise
         await pipeline.commit(tx.changes, tables, provisional)
         return result
 
@@ -148,9 +155,8 @@ class Store:
         """
         tables = _decode_snapshot(data)
         events = _difference(self._tables, tables)
-        if self._version == 0:
-            self._ring.begin(index)
         self._commit(index, tables, events)
+        self._ring.begin(index)
 
     def _commit(self, index: int, tables: Tables, events: list[Event]) -> None:
         self._tables = tables

@@ -36,8 +36,11 @@ class Ring:
         return self.start + len(self._commits)
 
     def begin(self, version: int) -> None:
-        """Say that the story starts here: nothing up to `version` can be replayed."""
-        self._lost_version = version
+        """Say that the story starts here: what led to `version` is not known step by step.
+
+        Those who watch already go on; the last commit is their way here.
+        """
+        self._lost_version = max(self._lost_version, version)
 
     def push(self, version: int, events: list[Event]) -> None:
         self._commits.append((version, events))
@@ -46,7 +49,7 @@ class Ring:
             self._events > self._events_max and len(self._commits) > 1
         ):
             lost, gone = self._commits.popleft()
-            self._lost_version = lost
+            self._lost_version = max(self._lost_version, lost)
             self._events -= len(gone)
             self.start += 1
         for watcher in self._watchers:
@@ -72,7 +75,14 @@ class Ring:
         ]
 
     def watch(self, since: int | None) -> "Watcher":
-        watcher = Watcher(self, self.end if since is None else self.after(since))
+        return self._watch(self.end if since is None else self.after(since))
+
+    def watch_lost(self) -> "Watcher":
+        """A watcher that must read the state first."""
+        return self._watch(None)
+
+    def _watch(self, place: int | None) -> "Watcher":
+        watcher = Watcher(self, place)
         self._watchers[watcher] = None
         return watcher
 

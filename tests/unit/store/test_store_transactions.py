@@ -1,6 +1,7 @@
 """Transactions, their pipeline and what is left when a proposal fails."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from msgspec.structs import replace
@@ -181,11 +182,38 @@ async def test_a_write_on_its_way_has_another_version_than_the_one_read() -> Non
 
     async with asyncio.TaskGroup() as group:
         first = group.create_task(store.update(scale))
+        second = group.create_task(_refused(store, scale))
         await asyncio.sleep(0.1)
-        with pytest.raises(Conflict, match="out of sequence"):
-            await store.update(scale)
+        assert not second.done(), "the write that it lost against may still fail"
         proposer.release()
-    assert first.done()
+        await second
+        assert first.done()
+
+
+async def _refused(store: Store, write: Callable[[Tx], object]) -> None:
+    with pytest.raises(Conflict, match="out of sequence"):
+        await store.update(write)
+
+
+@pytest.mark.parametrize("written", [False, True])
+async def test_nobody_is_refused_for_a_write_that_may_never_have_happened(written: bool) -> None:
+    """Found by simulation: a client read the old value after it had been refused for a new one."""
+    store, proposer = leading()
+    proposer.lose(written=written)
+
+    def create(tx: Tx) -> None:
+        if tx.find(Service, name="web"):
+            raise Conflict("it exists")
+        tx.put(build.service("web"))
+
+    def look(tx: Tx) -> int:
+        return len(tx.find(Service))
+
+    first, *others = await asyncio.gather(
+        store.update(create), store.update(create), store.update(look), return_exceptions=True
+    )
+    assert isinstance(first, ProposalUncertain)
+    assert [type(other) for other in others] == [NotLeader, NotLeader]
 
 
 async def test_the_overlay_gets_the_versions_of_the_log() -> None:

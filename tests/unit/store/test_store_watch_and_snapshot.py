@@ -65,6 +65,37 @@ async def test_watching_from_a_version_replays_what_followed_or_says_it_cannot()
         assert watcher.take() == []
 
 
+async def test_watching_from_within_what_a_snapshot_skipped_is_not_possible() -> None:
+    """RAF 199. Found by simulation: the difference to version 1 is not that to version 3."""
+    ahead = Store(LoopClock())
+    behind = Store(LoopClock())
+    ahead.lead(MemoryProposer(ahead))
+    await ahead.update(lambda tx: tx.put(build.node("a")))
+    behind.restore(ahead.version, ahead.snapshot())
+    await ahead.update(lambda tx: tx.put(build.node("b")))
+    await ahead.update(lambda tx: tx.put(build.node("c")))
+    seen = ahead.version
+    await ahead.update(lambda tx: tx.delete(Node, "b"))
+    with behind.watch() as watching:
+        behind.restore(ahead.version, ahead.snapshot())
+        assert shape(list(watching.take())) == [("create", "c")]
+    with behind.watch(since=seen) as watcher, pytest.raises(Resync):
+        watcher.take()
+    with behind.watch(since=ahead.version) as watcher:
+        assert watcher.take() == []
+
+
+async def test_watching_from_a_version_that_is_not_here_yet_is_not_possible() -> None:
+    """RAF 199. Found by simulation: what another manager had told already was told again."""
+    store = memory_store()
+    await store.update(lambda tx: tx.put(build.node("a")))
+    with store.watch(since=store.version + 1) as watcher:
+        with pytest.raises(Resync):
+            watcher.take()
+        await store.update(lambda tx: tx.put(build.node("b")))
+        assert shape(list(watcher.take())) == [("create", "b")]
+
+
 @pytest.mark.parametrize("bound", ["commits", "events"])
 async def test_a_slow_watcher_is_told_and_others_are_not_disturbed(bound: str) -> None:
     """RAF 201."""
