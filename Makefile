@@ -44,8 +44,8 @@ test: packages lint ## everything this machine allows; says what it left out and
 	$(BIN)/pytest -q -rs tests/kernel tests/integration tests/compat
 
 .PHONY: sim
-sim: setup ## many more seeds of the simulations: SEEDS=2000 make sim, SEED=7 make sim
-	SEEDS=$${SEEDS:-2000} $(BIN)/pytest -q tests/sim
+sim: setup ## many more seeds of the simulations: make sim SEEDS=2000, make sim SEED=7 TEST=stores
+	SEEDS=$${SEEDS:-2000} $(BIN)/pytest -q tests/sim -k "$${TEST:-test}"
 
 .PHONY: demo
 demo: packages setup ## a three-node cluster on this computer, doing the main job

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import random
+from collections.abc import Coroutine
+from typing import Any
 
 from common.errors import Conflict, NotFound, ProposalUncertain, ShoalError, Unavailable
 from manager.raft.membership import AddLearner, Promote, Remove, UpdateAddress
@@ -31,7 +33,7 @@ class Chaos:
         async with asyncio.timeout(60):
             await self.world.found(self._size)
         async with asyncio.TaskGroup() as clients:
-            tasks = [clients.create_task(self._client(number)) for number in range(CLIENTS)]
+            tasks = [clients.create_task(load) for load in self._load()]
             tasks.append(clients.create_task(self._change_members()))
             await self._torment()
             for task in tasks:
@@ -143,6 +145,9 @@ class Chaos:
 
     # Load
 
+    def _load(self) -> list[Coroutine[Any, Any, None]]:
+        return [self._client(number) for number in range(CLIENTS)]
+
     async def _client(self, number: int) -> None:
         """Writes values that nobody else writes, and reads, one after the other."""
         rng = random.Random(f"{self._seed}/client {number}")
@@ -228,10 +233,17 @@ class Chaos:
                 leader, index = await self._final_write()
                 ids = [m.id for m in leader.driver.status.members]
                 await world.await_applied(ids, index)
+                await self._final_reads()
         except TimeoutError:
             world.checker.require(False, "no progress after healing")
         self._check()
-        self._compare(ids)
+        world.compare(ids)
+        for gone in self._removed:
+            world.checker.require(gone not in ids, f"removed member {gone} is back")
+        self._check()
+
+    async def _final_reads(self) -> None:
+        """What else must work once all is well."""
 
     async def _final_write(self) -> tuple[Process, int]:
         while True:
@@ -242,13 +254,3 @@ class Chaos:
                     return leader, await leader.driver.propose(b"final")
             except (Unavailable, TimeoutError):
                 await asyncio.sleep(0.05)
-
-    def _compare(self, ids: list[str]) -> None:
-        world, checker = self.world, self.world.checker
-        values = [dict(world.processes[i].machine.values) for i in ids]
-        checker.require(all(v == values[0] for v in values), "state machines differ")
-        for value, index in checker.acknowledged.items():
-            checker.require(values[0].get(index) == value, f"acknowledged {value!r} is lost")
-        for gone in self._removed:
-            checker.require(gone not in ids, f"removed member {gone} is back")
-        self._check()

@@ -1,35 +1,67 @@
-"""One simulated run of Raft from one seed."""
+"""One simulated run of Raft, or of Raft and the store, from one seed."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from tests.support.raft_chaos import Chaos
+from tests.support.raft_store_chaos import StoreChaos
+from tests.support.raft_store_world import StoreWorld
 from tests.support.raft_world import Violation, World, story
 from tests.support.virtual_time import VirtualTimeLoop
 
+T = TypeVar("T")
 
-async def run_seed(seed: int, *, syncs_votes: bool = True) -> World:
+
+async def run_seed(seed: int) -> World:
     """One run. Raises Violation with the way to replay it and its last events."""
     async with asyncio.TaskGroup() as group:
-        world = World(f"{seed}", group, syncs_votes=syncs_votes)
-        try:
-            size = 5 if seed % 3 == 0 else 3
-            await Chaos(world, f"{seed}", size, pauses=seed % 4 == 2).run()
-        except Violation as violation:
-            raise Violation(
-                f"{violation}\nreplay: SEED={seed} pytest tests/sim/test_raft_safety.py\n"
-                f"{story(world.checker)}"
-            ) from None
-        finally:
-            for process in world.alive:
-                process.crash()
+        world = World(f"{seed}", group)
+        chaos = Chaos(world, f"{seed}", _size(seed), pauses=seed % 4 == 2)
+        await _told(world, chaos, seed, "test_safety_under_faults")
     return world
 
 
-def run_in_new_loop(seed: int, *, syncs_votes: bool = True) -> World:
+async def run_store_seed(seed: int) -> StoreChaos:
+    """One run of a cluster of stores. Raises Violation, as `run_seed` does."""
+    async with asyncio.TaskGroup() as group:
+        world = StoreWorld(f"store {seed}", group)
+        chaos = StoreChaos(world, f"{seed}", _size(seed), pauses=seed % 4 == 2)
+        await _told(world, chaos, seed, "test_stores_under_faults")
+    return chaos
+
+
+def _size(seed: int) -> int:
+    return 5 if seed % 3 == 0 else 3
+
+
+async def _told(world: World, chaos: Chaos, seed: int, test: str) -> None:
+    try:
+        await chaos.run()
+    except Violation as violation:
+        raise Violation(
+            f"{violation}\n\nreplay: SEED={seed} TEST={test} make sim\n\n{story(world.checker)}"
+        ) from None
+    finally:
+        for process in world.alive:
+            process.crash()
+
+
+def run_in_new_loop(seed: int) -> World:
     """`run_seed` in virtual time. Raises Violation itself, not a group of it."""
+    return in_new_loop(lambda: run_seed(seed))
+
+
+def run_store_in_new_loop(seed: int) -> StoreChaos:
+    """`run_store_seed` in virtual time. Raises Violation itself, not a group of it."""
+    return in_new_loop(lambda: run_store_seed(seed))
+
+
+def in_new_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run it in virtual time. Raises Violation itself, not a group of it."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         try:
-            return runner.run(run_seed(seed, syncs_votes=syncs_votes))
+            return runner.run(make())
         except BaseExceptionGroup as group:
             found, _ = group.split(Violation)
             if found is None:

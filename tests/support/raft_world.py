@@ -16,7 +16,7 @@ import msgspec
 
 from manager.raft.config import RaftConfig
 from manager.raft.core import Raft
-from manager.raft.driver import Driver, bootstrap
+from manager.raft.driver import Driver, StateMachine, bootstrap
 from manager.raft.membership import AddLearner, Promote
 from manager.raft.message import Entry, Member, decode
 from manager.raft.work import Role
@@ -149,7 +149,8 @@ class Process:
         self.alive = True
         name = f"{world.seed}/{member.id}/{run}"
         self.disk = FakeDisk(platter, random.Random(f"{name}/disk"), syncs_votes=world.syncs_votes)
-        self.machine = Machine(member.id, world.checker)
+        self.machine = world.make_machine(member.id)
+        self.around: list[asyncio.Task[None]] = []  # what ends with it
         self.paused = False
         self._inbox: list[bytes] = []  # what came while it was paused
         self.driver = _PausableDriver(
@@ -171,12 +172,17 @@ class Process:
             if self.alive and not self.disk.broken:
                 problem = f"{self.member.id} ended: {error!r}"
                 self._world.checker.require(False, problem)
-        self.alive = False
+        self._end()
 
     def crash(self) -> None:
-        self.alive = False
         self.disk.crash()
         self._task.cancel()
+        self._end()
+
+    def _end(self) -> None:
+        self.alive = False
+        for task in self.around:
+            task.cancel()
 
     def pause(self) -> None:
         """Stop its clock and its disk; messages wait. Its peers see only silence."""
@@ -237,7 +243,7 @@ class World:
         self.group = group
         self.config = config
         self.syncs_votes = syncs_votes
-        self.checker = Checker()
+        self.checker = self.make_checker()
         self.processes: dict[str, Process] = {}
         self.platters: dict[str, Platter] = {}
         self.loss = 0.0
@@ -246,6 +252,21 @@ class World:
         self.cut: dict[tuple[str, str], None] = {}
         self._rng = random.Random(f"{seed}/network")
         self._runs = 0
+
+    def make_checker(self) -> Checker:
+        return Checker()
+
+    def make_machine(self, member_id: str) -> StateMachine:
+        """What a process of `member_id` applies the log to."""
+        return Machine(member_id, self.checker)
+
+    def compare(self, member_ids: Iterable[str]) -> None:
+        """Require that all of them hold the same, and everything that was acknowledged."""
+        machines = [self.processes[member_id].machine for member_id in member_ids]
+        values = [dict(m.values) for m in machines if isinstance(m, Machine)]
+        self.checker.require(all(v == values[0] for v in values), "state machines differ")
+        for value, index in self.checker.acknowledged.items():
+            self.checker.require(values[0].get(index) == value, f"acknowledged {value!r} is lost")
 
     # Processes
 
