@@ -8,6 +8,7 @@
     ├── NotImplementedHere  501  Docker has it, Shoal does not (yet)
     └── Unavailable         503  try again later, or elsewhere
         ├── NotManager           this node is not a manager of a cluster
+        ├── Locked               its keys are locked until somebody gives the unlock key
         ├── NotLeader            another manager leads; nothing was written
         └── ProposalUncertain    leadership was lost while writing; the write may have happened
 
@@ -61,6 +62,17 @@ class Unavailable(ShoalError):
 
 class NotManager(Unavailable):
     """This node is not a manager of a cluster, so it cannot serve cluster requests."""
+
+
+class Locked(Unavailable):
+    """This manager's keys are locked: nothing of the cluster can be read before `swarm unlock`."""
+
+    def __init__(
+        self,
+        message: str = "Swarm is encrypted and needs to be unlocked before it can be used. "
+        'Please use "docker swarm unlock" to unlock it.',
+    ) -> None:
+        super().__init__(message)
 
 
 class NotLeader(Unavailable):

@@ -2,7 +2,8 @@
 
     log-0000000000000001.wal  log-0000000000000002.wal …     wal.py says what is in them
     snapshot-<index>-<term>                                  snapshot_file.py
-    *.tmp                                                    never finished; removed at start
+    keyring                                                  keyring.py; or elsewhere
+    *.tmp                                  spare segments, or never finished; removed at start
     lock                                                     held while the folder is in use
 
 Files are made under another name, synced, renamed, and the folder synced; so a file with its
@@ -21,6 +22,7 @@ import msgspec
 
 from common.errors import Conflict
 from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
+from manager.raft.keyring import Keyring
 from manager.raft.message import Entry, HardState, SnapshotMeta
 from manager.raft.segments import Segments
 from manager.raft.snapshot_file import Snapshots
@@ -83,9 +85,18 @@ class Disk(Protocol):
 class FileDisk:
     """A folder of a real disk."""
 
-    def __init__(self, folder: Path, member_id: str, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        member_id: str,
+        *,
+        keyring: Keyring | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        """Without a `keyring` there is one in the folder, not locked."""
         self._folder = folder
-        self._segments = Segments(folder, member_id, segment_bytes)
+        self.keyring = keyring or Keyring(folder / "keyring")
+        self._segments = Segments(folder, member_id, segment_bytes, self.keyring)
         self._snapshots = Snapshots(folder)
         self._lock = -1
         # Threads of our own: a sync must not queue behind the daemon's other blocking work.
@@ -123,11 +134,15 @@ class FileDisk:
             raise SnapshotGone(f"the snapshot of entry {meta.index} was replaced")
         return part
 
+    async def rotate_key(self) -> None:
+        """Seal with another data key from now on; the one before goes when no file needs it."""
+        await self._run(self._log_thread, self._rotate_key)
+
     async def close(self) -> None:
         await asyncio.to_thread(self._close)
 
     async def _prune(self, meta: SnapshotMeta) -> None:
-        await self._run(self._log_thread, lambda: self._segments.prune(meta.index))
+        await self._run(self._log_thread, lambda: self._forget(meta.index))
 
     async def _run(self, thread: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
         try:
@@ -144,6 +159,7 @@ class FileDisk:
         self._take_lock()
         for leftover in self._folder.glob("*.tmp"):
             leftover.unlink()
+        self.keyring.load()
         snapshot = self._snapshots.newest()
         replay = Replay()
         path = self._segments.load(replay)
@@ -179,6 +195,14 @@ class FileDisk:
         records: list[Record] = [state_record(hard_state)] if hard_state else []
         records += map(entry_record, entries)
         self._segments.append(records)
+
+    def _forget(self, index: int) -> None:
+        self._segments.prune(index)
+        self.keyring.drop_unused()
+
+    def _rotate_key(self) -> None:
+        self.keyring.rotate()
+        self._segments.start_new()
 
     def _take_lock(self) -> None:
         if self._lock >= 0:

@@ -14,6 +14,31 @@ class LogDamaged(ShoalError):
         )
 
 
+class KeyMissing(ShoalError):
+    """A file is sealed with a key that is not in the keyring. The file itself is good."""
+
+    def __init__(self, path: object, key_id: str, keyring: object) -> None:
+        super().__init__(
+            f"the Raft log cannot be opened: {path} is sealed with data key {key_id}, which is not "
+            f"in {keyring}. The file is not damaged and nothing was changed. Put back the keyring "
+            "that belongs to this folder (from the same backup); or, if a majority of the other "
+            "managers runs, demote this node there, empty the folder and join again"
+        )
+
+
+class SealBroken(ShoalError):
+    """A record's checks are right and its seal is not: it was altered, moved or forged."""
+
+    def __init__(self, path: object, offset: int, key_id: str) -> None:
+        super().__init__(
+            f"the Raft log cannot be trusted: {path} at byte {offset}: the record is whole, but "
+            f"was not sealed here with data key {key_id}. This is no disk fault: somebody changed "
+            "or moved it. Nothing was changed. Restore the folder and its keyring from a backup; "
+            "or, if a majority of the other managers runs, demote this node there, empty the "
+            "folder and join again"
+        )
+
+
 class DiskFailed(ShoalError):
     """The log could not be written. What was not acknowledged may or may not be on disk."""
 

@@ -1,5 +1,6 @@
 """Making files that are whole or not there, and removing them for good. Blocking."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,10 +28,31 @@ def create(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
             while view:
                 view = view[os.write(handle, view[:_PIECE]) :]
         os.fsync(handle)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk its room is needed
+        raise
     finally:
         os.close(handle)
     temporary.rename(path)
     sync_folder(path.parent)
+
+
+def read_back(path: Path) -> bytes:
+    """What is in `path` on the disk itself, not only in memory.
+
+    What a process wrote and did not sync before it was killed is still in memory, and would be
+    taken for durable; it is synced first. After a sync that failed, memory holds what the disk
+    does not; so memory is dropped before reading.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        with os.fdopen(os.dup(handle), "rb") as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def write_at(handle: int, data: bytes, offset: int) -> None:

@@ -6,13 +6,22 @@ always HEAD.size bytes.
 
 `check` is two CRC-32: of the header, which continues that of the record before (so records
 cannot be swapped or left out), and of header and payload. With its own check a header's
-length can be trusted even if the payload is bad.
+length can be trusted even if the payload is bad. Both cover what is stored, so damage shows
+without any key, and a wrong key is not mistaken for damage.
+
+Every record but the header is sealed (sealing.py): its payload is nonce, ciphertext and tag,
+and the seal covers kind, term, index and offset too, in a file key that belongs to this
+member's segment of this number. So a record opens only where it was written. Votes and terms
+(STATE) hold no secrets, and are sealed all the same: they are what must not be forged, and as
+every segment begins with one, a wrong key shows at the first record. Segments of version 1
+hold plain payloads; they are read, and never written.
 
 Telling a torn write from damage: a crash leaves sectors of the last, unacknowledged write
 unwritten, and unwritten sectors are zero. Records are laid out so that each sector they
 touch has at least two bytes of theirs that are not zero. So a bad record that lacks a whole
 sector was torn, and the log ends before it; a bad record with all its sectors was complete
 once, and that is damage, which is refused. One changed byte is never taken for a torn write.
+The layout is made after sealing, so it holds for ciphertext with a long run of zeros, too.
 """
 
 import base64
@@ -24,13 +33,16 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from manager.raft.message import Entry, EntryKind, HardState
+from manager.raft.sealing import OVERHEAD, DataKey, Sealer
 
-VERSION = 1
+VERSION = 2
+PLAIN_VERSION = 1  # not sealed
 SECTOR = 512
 
 HEAD = struct.Struct(">BBIIBBQBQBI")  # with MessagePack's type bytes between the fields
 _ARRAY5, _UINT64, _BIN32 = 0x95, 0xCF, 0xC6
 _CHECKED = struct.Struct(">IBQQI")  # what the header's CRC covers besides the chain
+_CONTEXT = struct.Struct(">BQQQ")  # kind, term, index, offset: what a seal covers
 _CHECK_BIT = 0x80000000  # a check is never a short MessagePack integer
 _ZEROS = bytes(200)  # a payload with a longer run of zeros is armoured
 _ARMOURED = 0x10
@@ -58,14 +70,21 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     number: int  # of the segment, counting from 1
     size: int  # of the file, in bytes
     previous_chain: int  # the chain at the end of the segment before; 0 in the first
+    key_id: str = ""  # of the data key; "" in version 1
+    salt: bytes = b""  # makes the file's own key
+
+    def sealer(self, key: DataKey) -> Sealer:
+        """Of the records behind this header."""
+        return Sealer.of(key, self.salt, f"shoal log {self.number} {self.member_id}")
 
 
 class Writer:
     """Turns records into the bytes that follow `position` in a segment."""
 
-    def __init__(self, position: int = 0, chain: int = 0) -> None:
+    def __init__(self, position: int = 0, chain: int = 0, sealer: Sealer | None = None) -> None:
         self.position = position
         self.chain = chain
+        self.sealer = sealer
 
     def encode(self, records: Iterable[Record]) -> bytes:
         """The bytes to write at the present position, which moves on."""
@@ -76,7 +95,11 @@ class Writer:
 
     def _add(self, out: bytearray, record: Record) -> None:
         gap = _gap(self.position)
-        payload = _wrap(record.payload, self.position + gap + HEAD.size)
+        begin = self.position + gap
+        body = record.payload
+        if self.sealer is not None:
+            body = self.sealer.seal(body, _context(record, begin))
+        payload = _wrap(body, begin + HEAD.size)
         size = len(payload)
         head_crc = _head_crc(self.chain, record.kind, record.term, record.index, size)
         self.chain = zlib.crc32(payload, head_crc)
@@ -100,7 +123,8 @@ class Tail(enum.Enum):
 class Scan(msgspec.Struct, frozen=True):
     """What is in a segment."""
 
-    records: list[Record]
+    records: list[Record]  # sealed as they are stored
+    offsets: list[int]  # where each begins
     end: int  # of the last good record
     chain: int
     tail: Tail
@@ -109,19 +133,30 @@ class Scan(msgspec.Struct, frozen=True):
 def scan(data: bytes) -> Scan:
     """Read the records of a segment up to the first that is not good."""
     records: list[Record] = []
+    offsets: list[int] = []
     end = chain = 0
     while True:
         begin = end + _gap(end)
         found = _read(data, begin, chain)
         if found is None:
-            return Scan(records, end, chain, _tail(data, begin, chain))
+            return Scan(records, offsets, end, chain, _tail(data, begin, chain))
         record, end, chain = found
         records.append(record)
+        offsets.append(begin)
+
+
+def unsealed(record: Record, offset: int, sealer: Sealer | None) -> Record:
+    """What the record found at `offset` holds. Raises NotOpened."""
+    if sealer is None or record.kind is RecordKind.HEADER:
+        return record
+    body = sealer.open(record.payload, _context(record, offset))
+    return Record(record.kind, record.term, record.index, body)
 
 
 def size_bound(payload_bytes: int) -> int:
     """How much room a record with such a payload takes at most."""
-    return HEAD.size + 8 + payload_bytes + payload_bytes // 2
+    stored = payload_bytes + OVERHEAD
+    return HEAD.size + 8 + stored + stored // 2
 
 
 def _read(data: bytes, begin: int, chain: int) -> tuple[Record, int, int] | None:
@@ -152,6 +187,10 @@ def _read_head(data: bytes, begin: int, chain: int) -> tuple[int, int, int, int,
 
 def _head_crc(chain: int, kind: int, term: int, index: int, size: int) -> int:
     return zlib.crc32(_CHECKED.pack(chain, kind, term, index, size)) | _CHECK_BIT
+
+
+def _context(record: Record, offset: int) -> bytes:
+    return _CONTEXT.pack(record.kind, record.term, record.index, offset)
 
 
 def _tail(data: bytes, begin: int, chain: int) -> Tail:

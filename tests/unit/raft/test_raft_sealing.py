@@ -1,0 +1,267 @@
+"""Encryption at rest: what is on disk tells nothing, opens only in its place, and only here.
+
+Behaviours 189 and 190.
+"""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from manager.raft.errors import KeyMissing, LogDamaged, SealBroken
+from manager.raft.keyring import Keyring
+from manager.raft.message import Entry, EntryKind, HardState
+from manager.raft.sealing import NotOpened, Sealer, new_key, new_salt
+from manager.raft.segments import Segments
+from manager.raft.wal import (
+    PLAIN_VERSION,
+    SECTOR,
+    VERSION,
+    Record,
+    RecordKind,
+    Replay,
+    Writer,
+    entry_record,
+    read_header,
+    scan,
+)
+from tests.support.raft_files import (
+    SMALL,
+    entries,
+    opened,
+    reopened,
+    segments,
+    snapshot,
+    write_plain_log,
+)
+
+# Pieces
+
+
+def test_a_piece_opens_only_with_its_key_salt_purpose_and_context() -> None:
+    key, salt = new_key(), new_salt()
+    sealed = Sealer.of(key, salt, "log 1").seal(b"secret", b"here")
+    assert b"secret" not in sealed
+    assert Sealer.of(key, salt, "log 1").open(sealed, b"here") == b"secret"
+    for other, context in (
+        (Sealer.of(new_key(), salt, "log 1"), b"here"),
+        (Sealer.of(key, new_salt(), "log 1"), b"here"),
+        (Sealer.of(key, salt, "log 2"), b"here"),
+        (Sealer.of(key, salt, "log 1"), b"there"),
+    ):
+        with pytest.raises(NotOpened):
+            other.open(sealed, context)
+
+
+def test_no_changed_or_shortened_piece_opens() -> None:
+    sealer = Sealer.of(new_key(), new_salt(), "log 1")
+    sealed = sealer.seal(b"secret", b"")
+    for position in range(len(sealed)):
+        changed = bytearray(sealed)
+        changed[position] ^= 1
+        for wrong in (bytes(changed), sealed[:position]):
+            with pytest.raises(NotOpened):
+                sealer.open(wrong, b"")
+
+
+def test_the_same_record_at_the_same_place_is_never_sealed_alike() -> None:
+    """A torn write is written again at the same offset; a nonce must not come twice."""
+    sealer = Sealer.of(new_key(), new_salt(), "log 1")
+    record = entry_record(Entry(1, 1, EntryKind.DATA, b"x" * 40))
+    first, second = (Writer(600, 7, sealer).encode([record]) for _ in range(2))
+    head = 41
+    assert first[head:] != second[head:]
+    assert first[head : head + 12] != second[head : head + 12]
+
+
+def test_a_sealed_record_fills_each_sector_it_touches() -> None:
+    """The rule by which a torn write is told from damage, for ciphertext with zeros in it too."""
+
+    class ManyZeros(Sealer):
+        def __init__(self) -> None:
+            pass
+
+        def seal(self, plain: bytes, context: bytes) -> bytes:
+            return b"\0" * 12 + b"\0" * len(plain) + b"\0" * 16
+
+    rng = random.Random(5)
+    for sealer in (ManyZeros(), Sealer.of(new_key(), new_salt(), "log 1")):
+        for _ in range(400):
+            begin = rng.randrange(3 * SECTOR)
+            body = bytes(rng.randrange(1800))
+            writer = Writer(begin, 1, sealer)
+            data = bytes(begin) + writer.encode([Record(RecordKind.ENTRY, 1, 1, body)])
+            begin += 1 if begin % SECTOR == SECTOR - 1 else 0
+            for sector in range(begin // SECTOR * SECTOR, len(data), SECTOR):
+                part = data[max(sector, begin) : sector + SECTOR]
+                assert len(part) - part.count(0) >= 2
+
+
+# Files
+
+
+async def test_nothing_of_an_entry_is_readable_on_disk(tmp_path: Path) -> None:
+    secret = b"the very secret contents"
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), [Entry(1, 1, EntryKind.DATA, secret * 9)])
+    for path in (*segments(tmp_path), tmp_path / "keyring"):
+        assert secret not in path.read_bytes(), path
+    assert (await reopened(tmp_path)).entries[0].data == secret * 9
+
+
+async def test_another_members_keyring_is_named_as_the_wrong_one_not_as_damage(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        async with opened(tmp_path / name) as (disk, _):
+            await disk.write(HardState(1, "m1", 0), entries(1, 3))
+    shutil.copy(tmp_path / "b" / "keyring", tmp_path / "a" / "keyring")
+    before = {path: path.read_bytes() for path in segments(tmp_path / "a")}
+    with pytest.raises(KeyMissing, match=r"log-0+1\.wal is sealed with data key .* not damaged"):
+        await reopened(tmp_path / "a")
+    assert {path: path.read_bytes() for path in segments(tmp_path / "a")} == before
+
+
+async def test_a_missing_keyring_is_said_and_not_made_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3))
+    (tmp_path / "keyring").rename(tmp_path / "away")
+    with pytest.raises(KeyMissing, match="Put back the keyring"):
+        await reopened(tmp_path)
+    assert not (tmp_path / "keyring").exists()
+    (tmp_path / "away").rename(tmp_path / "keyring")
+    assert len((await reopened(tmp_path)).entries) == 3
+
+
+async def test_a_damaged_keyring_is_named(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3))
+    path = tmp_path / "keyring"
+    content = path.read_bytes()
+    for position in range(len(content)):
+        for damaged in (
+            content[:position],
+            content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :],
+        ):
+            path.write_bytes(damaged)
+            with pytest.raises(LogDamaged, match="keyring"):
+                await reopened(tmp_path)
+
+
+async def test_a_record_moved_or_made_without_the_key_is_not_taken(tmp_path: Path) -> None:
+    """With all checks right: a CRC is no protection against somebody."""
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3))
+    [path] = segments(tmp_path)
+    content = path.read_bytes()
+    found = scan(content)
+    header, state, *others = found.records
+    moved = [others[1], others[0], others[2]]
+    forged = [entry_record(Entry(1, 1, EntryKind.DATA, b"forged")), *others[1:]]
+    renumbered = [Record(RecordKind.ENTRY, 1, 2, others[0].payload), *others[1:]]
+    for records in (moved, forged, renumbered):
+        data = Writer().encode([header, state, *records])
+        path.write_bytes(data.ljust(len(content), b"\0"))
+        with pytest.raises(SealBroken, match=r"at byte \d+: the record is whole"):
+            await reopened(tmp_path)
+    path.write_bytes(content)
+    assert len((await reopened(tmp_path)).entries) == 3
+
+
+async def test_a_log_of_before_is_read_and_all_after_it_is_sealed(tmp_path: Path) -> None:
+    """Also with a torn tail, which must be cut off before the next segment follows."""
+    old = entries(1, 20, size=900)
+    write_plain_log(tmp_path, HardState(3, "m1", 18), old)
+    last = segments(tmp_path)[-1]
+    content = last.read_bytes()
+    found = scan(content)
+    lost = Writer(found.end, found.chain).encode([entry_record(entries(21, 21, size=900)[0])])
+    boundary = found.end // SECTOR * SECTOR + SECTOR
+    torn = content[: found.end] + lost[: boundary - found.end]
+    last.write_bytes(torn.ljust(len(content), b"\0"))
+    count = len(segments(tmp_path))
+    async with opened(tmp_path) as (disk, stored):
+        assert stored.entries == tuple(old)
+        await disk.write(HardState(4, "m1", 20), entries(21, 22, term=4))
+    versions = [
+        read_header(scan(path.read_bytes()).records[0]).version for path in segments(tmp_path)
+    ]
+    assert versions == [PLAIN_VERSION] * count + [VERSION]
+    stored = await reopened(tmp_path)
+    assert stored.hard_state == HardState(4, "m1", 20)
+    assert stored.entries == (*old, *entries(21, 22, term=4))
+    async with opened(tmp_path) as (disk, _):
+        await disk.save_snapshot(snapshot(20, term=3))
+    assert len(segments(tmp_path)) == 1
+
+
+# Rotation
+
+
+async def test_rotation_under_load_loses_nothing_and_ends_the_old_key(tmp_path: Path) -> None:
+    """Behaviour 189, with a restart between every two steps now and then."""
+    rng = random.Random(189)
+    written: list[Entry] = []
+    kept = 0
+    for _ in range(12):
+        async with opened(tmp_path) as (disk, stored):
+            assert stored.entries == tuple(written[kept:])
+            for _ in range(rng.randrange(12)):
+                match rng.randrange(6):
+                    case 0:
+                        before = disk.keyring.current_id
+                        await disk.rotate_key()
+                        assert disk.keyring.current_id != before
+                    case 1 if len(written) > kept:
+                        kept = rng.randrange(kept + 1, len(written) + 1)
+                        await disk.save_snapshot(snapshot(kept))
+                    case _:
+                        more = entries(len(written) + 1, len(written) + 3, size=900)
+                        await disk.write(HardState(1, "m1", len(written)), more)
+                        written += more
+    assert (await reopened(tmp_path)).entries == tuple(written[kept:])
+
+
+async def test_an_old_key_goes_with_the_last_file_under_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3))
+        old = disk.keyring.current_id
+        await disk.rotate_key()
+        await disk.write(None, entries(4, 6))
+        for index in (2, 3):
+            assert old in disk.keyring.key_ids
+            await disk.save_snapshot(snapshot(index))
+        for index in (4, 5):  # the files of the two newest snapshots stay
+            await disk.save_snapshot(snapshot(index))
+        assert disk.keyring.key_ids == (disk.keyring.current_id,)
+    assert (await reopened(tmp_path)).entries == tuple(entries(6, 6))
+
+
+async def test_the_old_key_is_needed_after_a_crash_between_new_key_and_new_segment(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3))
+    keyring = Keyring(tmp_path / "keyring")
+    keyring.load()
+    keyring.rotate()
+    async with opened(tmp_path) as (disk, stored):
+        assert stored.entries == tuple(entries(1, 3))
+        await disk.write(None, entries(4, 4))
+    newest = read_header(scan(segments(tmp_path)[-1].read_bytes()).records[0])
+    assert newest.key_id == keyring.current_id
+    assert (await reopened(tmp_path)).entries == tuple(entries(1, 4))
+
+
+def test_a_segment_by_itself_says_which_key_it_needs(tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path / "keyring")
+    log = Segments(tmp_path, "m1", SMALL, keyring)
+    log.append([entry_record(entry) for entry in entries(1, 2)])
+    log.close()
+    header = read_header(scan(segments(tmp_path)[0].read_bytes()).records[0])
+    assert (header.version, header.key_id) == (VERSION, keyring.current_id)
+    again = Segments(tmp_path, "m1", SMALL, Keyring(tmp_path / "other"))
+    with pytest.raises(KeyMissing):
+        again.load(Replay())
+    again.close()
