@@ -24,8 +24,19 @@ def docker_name(field: str) -> str:
     return "".join(_WORDS.get(word, word.capitalize()) for word in field.split("_"))
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, rename=docker_name, omit_defaults=True):
-    """Immutable. Change one with `msgspec.structs.replace`, never in place."""
+class Model(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename=docker_name,
+    omit_defaults=True,
+    gc=False,
+):
+    """Immutable. Change one with `msgspec.structs.replace`, never in place.
+
+    Values made of finished values cannot form cycles, so the cyclic collector need not look at
+    them: of a cluster with 100,000 services it would look at half a million, for half a second.
+    """
 
 
 class Version(Model, frozen=True, kw_only=True):

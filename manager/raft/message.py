@@ -86,7 +86,7 @@ class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
     crc: int
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """What all messages have. `term` is the sender's, but for pre-votes: there the next one."""
 
     source: str
@@ -176,7 +176,7 @@ AnyMessage = (
 )
 
 
-class Envelope(msgspec.Struct, frozen=True, array_like=True):
+class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A message, and its sender's node and address as the sender's configuration has them."""
 
     node_id: str

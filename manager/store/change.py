@@ -27,7 +27,7 @@ PROVISIONAL = 1 << 60
 Action = Literal["create", "update", "remove"]
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One change that was committed. `old` is None for "create"; "remove" has what was there."""
 
     action: Action
@@ -35,11 +35,11 @@ class Event(msgspec.Struct, frozen=True):
     old: Object | None
 
 
-class Put(msgspec.Struct, frozen=True):
+class Put(msgspec.Struct, frozen=True, gc=False):
     object: Object
 
 
-class Delete(msgspec.Struct, frozen=True):
+class Delete(msgspec.Struct, frozen=True, gc=False):
     kind: type[Object]
     id: str
 

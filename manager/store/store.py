@@ -28,7 +28,7 @@ from manager.store.change import (
 from manager.store.pipeline import Pipeline, Proposer
 from manager.store.tables import BY_NAME, KINDS, Tables
 from manager.store.view import Tx, View
-from manager.store.watch import COMMITS_MAX, EVENTS_MAX, Resync, Ring, Watcher
+from manager.store.watch import BYTES_MAX, COMMITS_MAX, EVENTS_MAX, Resync, Ring, Watcher
 
 __all__ = ["Event", "Proposer", "Resync", "Store", "Tx", "View", "Watcher"]
 
@@ -46,12 +46,17 @@ class Store:
     """The objects, as a state machine of the log and as a place to read, write and watch."""
 
     def __init__(
-        self, clock: Clock, *, commits_max: int = COMMITS_MAX, events_max: int = EVENTS_MAX
+        self,
+        clock: Clock,
+        *,
+        commits_max: int = COMMITS_MAX,
+        events_max: int = EVENTS_MAX,
+        bytes_max: int = BYTES_MAX,
     ) -> None:
         self._clock = clock
         self._tables = Tables()
         self._version = 0
-        self._ring = Ring(commits_max, events_max)
+        self._ring = Ring(commits_max, events_max, bytes_max)
         self._pipeline: Pipeline | None = None
         self._proposals: set[asyncio.Task[None]] = set()
         self._provisional = PROVISIONAL
@@ -142,7 +147,7 @@ class Store:
             for change in decode_entry(data)
             if (event := apply_change(tables, change, index)) is not None
         ]
-        self._commit(index, tables, events)
+        self._commit(index, tables, events, len(data))
 
     def snapshot(self) -> bytes:
         """All objects, for `restore` here or on another manager."""
@@ -154,15 +159,15 @@ class Store:
         Watchers get exactly the differences to what was here before (RAF 198).
         """
         tables = _decode_snapshot(data)
-        events = _difference(self._tables, tables)
-        self._commit(index, tables, events)
+        events = _difference(self._tables, tables) if self._ring.watched else []
+        self._commit(index, tables, events, len(data))
         self._ring.begin(index)
 
-    def _commit(self, index: int, tables: Tables, events: list[Event]) -> None:
+    def _commit(self, index: int, tables: Tables, events: list[Event], size: int) -> None:
         self._tables = tables
         self._version = index
         if events:
-            self._ring.push(index, events)
+            self._ring.push(index, events, size)
 
     def _objects(self) -> list[tuple[str, Object]]:
         return [
@@ -173,16 +178,13 @@ class Store:
 
 
 def _decode_snapshot(data: bytes) -> Tables:
-    tables = Tables()
     try:
         form, objects = _snapshot_decoder.decode(data)
         if form != SNAPSHOT_FORMAT:
             raise BadEntry(f"the snapshot has format {form}; this version reads {SNAPSHOT_FORMAT}")
-        for name, body in objects:
-            tables.put(_decoders[name].decode(body))
+        return Tables.of(_decoders[name].decode(body) for name, body in objects)
     except (msgspec.MsgspecError, KeyError) as error:
         raise BadEntry(f"the snapshot of the store cannot be read: {error!r}") from error
-    return tables
 
 
 def _difference(before: Tables, after: Tables) -> list[Event]:

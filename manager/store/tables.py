@@ -92,6 +92,15 @@ class Table:
         self._objects: Trie[str, Object] = Trie() if objects is None else objects
         self._indexes = {name: Trie() for name in kind.indexes} if indexes is None else indexes
 
+    @classmethod
+    def of(cls, kind: Kind, objects: dict[str, Object]) -> "Table":
+        """A table of `objects`, by id."""
+        return cls(
+            kind,
+            Trie.of(objects),
+            {name: _index(keys, objects.values()) for name, keys in kind.indexes.items()},
+        )
+
     def __len__(self) -> int:
         return len(self._objects)
 
@@ -136,6 +145,14 @@ class Table:
         return self._indexes | changed if changed else self._indexes
 
 
+def _index(keys: Callable[[Any], Keys], objects: Iterable[Object]) -> Index:
+    found: dict[Hashable, dict[str, bool]] = {}
+    for object in objects:
+        for key in keys(object):
+            found.setdefault(key, {})[object.id] = True
+    return Trie.of({key: Trie.of(ids) for key, ids in found.items()})
+
+
 def _move(
     index: Index,
     id: str,
@@ -159,6 +176,14 @@ class Tables:
 
     def __init__(self, tables: dict[type[Object], Table] | None = None) -> None:
         self._tables = {kind.type: Table(kind) for kind in KINDS} if tables is None else tables
+
+    @classmethod
+    def of(cls, objects: Iterable[Object]) -> "Tables":
+        """Tables that hold `objects`."""
+        by_kind: dict[type[Object], dict[str, Object]] = {kind.type: {} for kind in KINDS}
+        for object in objects:
+            by_kind[type(object)][object.id] = object
+        return cls({kind.type: Table.of(kind, by_kind[kind.type]) for kind in KINDS})
 
     def fork(self) -> "Tables":
         return Tables(self._tables.copy())

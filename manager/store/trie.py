@@ -29,6 +29,11 @@ class Trie(Generic[K, V]):
         self._root: _Node = {} if root is None else root
         self._count = count
 
+    @classmethod
+    def of(cls, items: dict[K, V]) -> "Trie[K, V]":
+        """A mapping of `items`, which must not change any more: in one go, not put by put."""
+        return cls(_grown(items, 0), len(items))
+
     def __len__(self) -> int:
         return self._count
 
@@ -81,6 +86,13 @@ def _put(node: _Node | None, bits: int, depth: int, key: Any, value: Any) -> tup
     if len(leaf) > _LEAF_MAX and depth < _DEPTH_MAX:
         return _split(leaf, depth), added
     return leaf, added
+
+
+def _grown(leaf: dict[Any, Any], depth: int) -> _Node:
+    if len(leaf) <= _LEAF_MAX or depth == _DEPTH_MAX:
+        return leaf
+    branch = _split(leaf, depth)
+    return [None if child is None else _grown(child, depth + 1) for child in branch]
 
 
 def _split(leaf: dict[Any, Any], depth: int) -> list[_Node | None]:

@@ -13,6 +13,7 @@ from manager.store.change import Event
 
 COMMITS_MAX = 4096
 EVENTS_MAX = 100_000
+BYTES_MAX = 32 << 20  # of the entries that the events came with
 
 
 class Resync(Exception):
@@ -20,13 +21,20 @@ class Resync(Exception):
 
 
 class Ring:
-    """The last commits, each a version and its events."""
+    """The last commits, each a version, its events and how many bytes its entry had."""
 
-    def __init__(self, commits_max: int = COMMITS_MAX, events_max: int = EVENTS_MAX) -> None:
-        self._commits: deque[tuple[int, list[Event]]] = deque()
+    def __init__(
+        self,
+        commits_max: int = COMMITS_MAX,
+        events_max: int = EVENTS_MAX,
+        bytes_max: int = BYTES_MAX,
+    ) -> None:
+        self._commits: deque[tuple[int, list[Event], int]] = deque()
         self._commits_max = commits_max
         self._events_max = events_max
+        self._bytes_max = bytes_max
         self._events = 0
+        self._bytes = 0
         self.start = 0  # the number of the oldest commit kept, counted from the first ever pushed
         self._lost_version = 0  # everything after this version is in the ring
         self._watchers: dict[Watcher, None] = {}
@@ -42,15 +50,22 @@ class Ring:
         """
         self._lost_version = max(self._lost_version, version)
 
-    def push(self, version: int, events: list[Event]) -> None:
-        self._commits.append((version, events))
+    @property
+    def watched(self) -> bool:
+        return bool(self._watchers)
+
+    def push(self, version: int, events: list[Event], size: int) -> None:
+        self._commits.append((version, events, size))
         self._events += len(events)
+        self._bytes += size
         while len(self._commits) > self._commits_max or (
-            self._events > self._events_max and len(self._commits) > 1
+            (self._events > self._events_max or self._bytes > self._bytes_max)
+            and len(self._commits) > 1
         ):
-            lost, gone = self._commits.popleft()
+            lost, gone, freed = self._commits.popleft()
             self._lost_version = max(self._lost_version, lost)
             self._events -= len(gone)
+            self._bytes -= freed
             self.start += 1
         for watcher in self._watchers:
             watcher.wake()
@@ -60,7 +75,7 @@ class Ring:
         if version < self._lost_version:
             return None
         place = self.end
-        for known, _ in reversed(self._commits):
+        for known, _, _ in reversed(self._commits):
             if known <= version:
                 break
             place -= 1

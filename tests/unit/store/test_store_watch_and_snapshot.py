@@ -1,6 +1,7 @@
 """The stream of events, snapshots, and that every manager holds the same."""
 
 import asyncio
+import gc
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from common.model.service import Service
 from common.model.task import Task
 from manager.store.change import BadEntry
 from manager.store.store import Resync, Store
+from manager.store.tables import KINDS
 from manager.store.trie import Trie
 from tests.support import build
 from tests.support.memory_proposer import LoopClock, MemoryProposer, memory_store
@@ -96,10 +98,14 @@ async def test_watching_from_a_version_that_is_not_here_yet_is_not_possible() ->
         assert shape(list(watcher.take())) == [("create", "b")]
 
 
-@pytest.mark.parametrize("bound", ["commits", "events"])
-async def test_a_slow_watcher_is_told_and_others_are_not_disturbed(bound: str) -> None:
+@pytest.mark.parametrize(
+    "bounds", [{"commits_max": 2}, {"events_max": 5}, {"bytes_max": 1000}], ids=lambda b: min(b)
+)
+async def test_a_slow_watcher_is_told_and_others_are_not_disturbed(
+    bounds: dict[str, int],
+) -> None:
     """RAF 201."""
-    store = Store(LoopClock(), commits_max=2 if bound == "commits" else 99, events_max=5)
+    store = Store(LoopClock(), **bounds)
     store.lead(MemoryProposer(store))
     with store.watch() as slow, store.watch() as quick:
         for number in range(6):
@@ -139,6 +145,49 @@ async def test_restoring_emits_exactly_the_difference() -> None:
     assert target.digest() == source.digest()
     assert target.view().find(Service, name="web")
     assert target.version == 11
+
+
+async def test_restoring_finds_all_by_every_index() -> None:
+    source, target = memory_store(), memory_store()
+    for number in range(300):
+        await source.update(
+            lambda tx, n=number: [
+                tx.put(build.node(f"n{n}")),
+                tx.put(build.service(f"s{n}")),
+                tx.put(build.network(f"net{n}")),
+                tx.put(build.task(build.service(f"s{n}"), slot=1 + n % 3, node=f"n{n % 7}")),
+            ]
+        )
+    target.restore(source.version, source.snapshot())
+    for kind in KINDS:
+        assert target.view().find(kind.type) == source.view().find(kind.type)
+        for index, keys in kind.indexes.items():
+            for key in {key for object in source.view().find(kind.type) for key in keys(object)}:
+                by = {index: key}
+                assert target.view().find(kind.type, **by) == source.view().find(kind.type, **by)
+    target.lead(MemoryProposer(target))
+    await target.update(lambda tx: tx.delete(Service, "service-s7"))
+    assert not target.view().find(Service, name="s7")
+
+
+async def test_what_was_restored_at_the_start_is_no_event() -> None:
+    source, target = memory_store(), memory_store()
+    await source.update(lambda tx: tx.put(build.node("a")))
+    target.restore(5, source.snapshot())
+    with target.watch(since=5) as watcher:
+        assert watcher.take() == []
+    with target.watch(since=4) as watcher, pytest.raises(Resync):
+        watcher.take()
+
+
+async def test_the_cyclic_collector_does_not_look_at_what_is_stored() -> None:
+    """A look at all objects of a large cluster would stop the loop for a second."""
+    store = memory_store()
+    for number in range(100):
+        await store.update(lambda tx, n=number: tx.put(build.service(f"s{n}")))
+    stored = store.view().find(Service)
+    assert not any(map(gc.is_tracked, stored))
+    assert not any(gc.is_tracked(service.spec) for service in stored)
 
 
 async def test_followers_hold_the_same_as_the_leader() -> None:
@@ -204,11 +253,26 @@ def test_a_trie_is_a_dict_that_does_not_change(steps: list[tuple[bool, int]]) ->
         assert then.get(-1) is None
 
 
+@given(st.dictionaries(st.integers(0, 5000), st.integers(), max_size=2000))
+def test_a_trie_made_at_once_is_as_if_made_step_by_step(items: dict[int, int]) -> None:
+    trie = Trie.of(items.copy())
+    assert dict(trie.items()) == items
+    assert len(trie) == len(items)
+    assert all(trie.get(key) == value for key, value in items.items())
+    changed = trie.put(-1, 0)
+    for key in items:
+        changed = changed.without(key)
+    assert dict(changed.items()) == {-1: 0}
+    assert dict(trie.items()) == items
+
+
 def test_a_trie_holds_keys_whose_hashes_are_alike() -> None:
     keys = [number << 61 for number in range(100)]  # hash() is the number modulo 2**61 - 1
     same = [(2**61 - 1) * number for number in range(100)]
     trie = Trie[int, int]()
     for key in keys + same:
         trie = trie.put(key, key)
-    assert all(trie.get(key) == key for key in keys + same)
-    assert len(trie) == len(set(keys + same))
+    at_once = Trie.of({key: key for key in keys + same})
+    for made in (trie, at_once):
+        assert all(made.get(key) == key for key in keys + same)
+        assert len(made) == len(set(keys + same))
