@@ -64,8 +64,8 @@ class WatchedStore(Store):
         super().apply(index, data)
         self._checker.applied(self._member_id, index, data, 0)
 
-    def _commit(self, index: int, tables: Tables, events: list[Event]) -> None:
-        super()._commit(index, tables, events)
+    def _commit(self, index: int, tables: Tables, events: list[Event], size: int) -> None:
+        super()._commit(index, tables, events, size)
         if index % DIGEST_EVERY == 0:
             self.show()
 
