@@ -35,6 +35,9 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cgroup_parent: str = "shoal"  # below each hierarchy's mount point
     runtime: str = "shoal"
     listen_port: int = 2377  # managers' cluster listener
+    # Address or interface, and port: over what init and join were told, at each start.
+    advertise_addr: str = ""
+    data_path_addr: str = ""
     data_path_port: int = 4789  # VXLAN, UDP; the same on all nodes
     mtu: int = 0  # of the underlay; 0: ask the interface of the node's address
     node_pool: str = "10.192.0.0/10"  # cut into one /22 for each node, for its containers

@@ -95,7 +95,6 @@ class Manager:
     ) -> None:
         """`address` is where this manager's listener is reached, HOST:PORT."""
         self.node_id = node_id
-        self.address = address
         self.store = Store(clock)
         self._peers = Peers(dialler(client))
         self.raft = Driver(
@@ -106,6 +105,7 @@ class Manager:
             machine=self.store,
             rng=rng,
         )
+        self.raft.address = address
         self.authority = Authority(self.store, clock, ids)
         self._parts = make_parts(self.store, self.raft, config, clock, ids, rng)
         self.api = self._parts.api
@@ -116,6 +116,15 @@ class Manager:
         self._ended = asyncio.Event()
         self._news = asyncio.Event()  # replaced whenever leadership changes
         self._leaderless_since: float | None = None  # on the loop's clock
+
+    @property
+    def address(self) -> str:
+        """Where this manager's listener is reached, HOST:PORT."""
+        return self.raft.address
+
+    @address.setter
+    def address(self, address: str) -> None:
+        self.raft.address = address
 
     # Who leads
 

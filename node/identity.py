@@ -31,6 +31,8 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     listen: str  # HOST:PORT to bind
     data_address: str  # the node's end of the overlays
     managers: tuple[Manager, ...] = ()
+    advertise: str = ""  # as asked for at init or join: address or interface; "": chosen
+    data_path: str = ""  # likewise, for the overlays
     raft_id: str = ""  # "": has no log; a manager must ask for a place first
 
     @property

@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
     "--host", "-H", "hosts", multiple=True, help="unix://PATH or tcp://ADDRESS:PORT; repeatable."
 )
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file with settings.")
+@click.option("--advertise-addr", metavar="ADDR[:PORT]", help="Where other nodes reach this one.")
+@click.option("--data-path-addr", metavar="ADDR", help="Where this node's overlays end.")
 @click.option("--log-level", type=click.Choice(log.LEVELS))
 @click.option("--version", is_flag=True, help="Print the version and exit.")
 def main(
@@ -39,6 +41,8 @@ def main(
     run_dir: Path | None,
     hosts: tuple[str, ...],
     config: Path | None,
+    advertise_addr: str | None,
+    data_path_addr: str | None,
     log_level: str | None,
     version: bool,
 ) -> None:
@@ -50,6 +54,8 @@ def main(
         "state_dir": state_dir,
         "run_dir": run_dir,
         "hosts": hosts or None,
+        "advertise_addr": advertise_addr,
+        "data_path_addr": data_path_addr,
         "log_level": log_level,
     }
     try:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -17,7 +17,7 @@ from aiohttp import web
 
 from common.clock import Clock
 from common.config import DaemonConfig
-from common.errors import ShoalError
+from common.errors import Invalid, ShoalError, Unavailable
 from common.ids import Ids
 from common.model.cluster import Cluster
 from common.model.node import Node, TLSInfo
@@ -29,9 +29,17 @@ from common.tls import MANAGER, WORKER, Credentials
 from manager.ca.authority import removed
 from manager.manager import Manager
 from manager.parts import MakeParts
-from node.address import bind, split_port
+from node.address import (
+    Interface,
+    advertised,
+    bind,
+    machine_interfaces,
+    source_address,
+    split_port,
+)
 from node.identity import IdentityFiles, NodeState
 from node.listener import Listener
+from node.moving import moved
 from node.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -101,6 +109,7 @@ class Member:
         self._role_news = asyncio.Event()
         self._unsaved = asyncio.Event()
         self._saving = asyncio.Lock()
+        self._looking = asyncio.Lock()
         self._founded = asyncio.Event()
         if not new:
             self._founded.set()
@@ -114,6 +123,7 @@ class Member:
 
     async def run(self) -> None:
         """Until cancelled or `stop`; raises what makes going on impossible, as a damaged log."""
+        await self.follow_address()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._run_roles(), name="role")
@@ -250,24 +260,62 @@ class Member:
         await asyncio.to_thread(self._around.files.wipe_raft)
         await self._keep(msgspec.structs.replace(self.state, raft_id=joined.raft_id))
 
+    # Where this node is
+
+    async def follow_address(self) -> None:
+        """Note if this machine is reached elsewhere than before; what is done with that follows
+        from `state`. A machine without any address keeps its old one."""
+        async with self._looking:
+            before = self.state
+            try:
+                interfaces = await asyncio.to_thread(machine_interfaces)
+                found = await asyncio.to_thread(
+                    moved, before, self._around.config, interfaces, lambda: self._source(interfaces)
+                )
+            except (ShoalError, OSError) as error:
+                log.warning("cannot tell this node's address", extra={"reason": str(error)})
+                return
+            if found == before:
+                return
+            log.warning("this node has moved", extra={"to": found.address, "was": before.address})
+            if found.listen != before.listen and self._listener is not None:
+                log.warning("restart the daemon to listen there", extra={"address": found.listen})
+            kept = found if self.state is before else _at(self.state, found)
+            if self.manager is not None:
+                self.manager.address = kept.address
+            await self._keep(kept)
+
+    def _source(self, interfaces: Sequence[Interface]) -> str:
+        """From where the other managers, or any one, would be reached. Blocking; raises Invalid."""
+        for manager in self.state.managers:
+            if manager.node_id != self.state.node_id:
+                with contextlib.suppress(Invalid):
+                    return source_address(manager.address)
+        return advertised("", 1, interfaces)[0]
+
     async def _tell_address(self, manager: Manager) -> None:
-        """Tell the others where this manager is, if that has changed while it was away."""
-        asked = RaftJoin(address=self.state.address, raft_id=self.state.raft_id)
+        """Have the log say where this manager is, whenever that has changed."""
         status = manager.raft.status
         while True:
             own = next((one for one in status.members if one.id == self.state.raft_id), None)
-            if own is not None and own.address == self.state.address:
-                return
-            with contextlib.suppress(ShoalError):
-                if own is not None and manager.is_leader:
-                    await manager.raft.update_address(self.state.address)
-                elif own is not None and manager.leader_address:
-                    await self.trust.client.ask(
-                        RaftJoined, manager.leader_address, "/raft/join", asked
-                    )
+            if own is not None and own.address != self.state.address:
+                with contextlib.suppress(ShoalError):
+                    await self._tell_managers(manager)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_MAX_S):
                     status = await manager.raft.wait_change(status)
+
+    async def _tell_managers(self, manager: Manager) -> None:
+        """The leader may look for us where we were: any manager hands this on to it."""
+        asked = RaftJoin(address=self.state.address, raft_id=self.state.raft_id)
+        if manager.is_leader:
+            await manager.raft.update_address(self.state.address)
+            return
+        for one in self.state.managers:
+            if one.node_id != self.state.node_id:
+                with contextlib.suppress(Unavailable):
+                    await self.trust.client.ask(RaftJoined, one.address, "/raft/join", asked)
+                    return
 
     # Role and managers, as the dispatcher tells them
 
@@ -310,4 +358,12 @@ class Member:
 
     async def connect(self, address: str) -> Stream:
         """A session with the manager at `address`. Raises ShoalError."""
+        await self.follow_address()  # what broke the last session may be that we have moved
         return await self.trust.client.stream(address, "/session")
+
+
+def _at(state: NodeState, found: NodeState) -> NodeState:
+    """`state`, which was changed meanwhile, with the addresses of `found`."""
+    return msgspec.structs.replace(
+        state, address=found.address, data_address=found.data_address, listen=found.listen
+    )

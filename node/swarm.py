@@ -147,13 +147,18 @@ class Swarm:
             interfaces = await asyncio.to_thread(machine_interfaces)
             port = self._around.config.listen_port
             listen = listening(asked.listen_addr, port, interfaces)
-            host, advertised_port = advertised(asked.advertise_addr, listen[1], interfaces)
+            config = self._around.config
+            given = asked.advertise_addr or config.advertise_addr
+            data_path = asked.data_path_addr or config.data_path_addr
+            host, advertised_port = advertised(given, listen[1], interfaces)
             state = NodeState(
                 node_id=self._around.ids.new(),
                 cluster_id=self._around.ids.new(),
                 address=join_address(host, advertised_port),
                 listen=join_address(*listen),
-                data_address=data_address(asked.data_path_addr, host, interfaces),
+                data_address=data_address(data_path, host, interfaces),
+                advertise=given,
+                data_path=data_path,
                 raft_id=self._around.ids.new(),
             )
             own = ManagerAddress(node_id=state.node_id, address=state.address)
@@ -196,9 +201,13 @@ class Swarm:
             remotes = _remotes(asked.remote_addrs, port)
             interfaces = await asyncio.to_thread(machine_interfaces)
             listen = listening(asked.listen_addr, port, interfaces)
-            given = asked.advertise_addr or await asyncio.to_thread(source_address, remotes[0])
-            host, advertised_port = advertised(given, listen[1], interfaces)
-            overlay_address = data_address(asked.data_path_addr, host, interfaces)
+            config = self._around.config
+            given = asked.advertise_addr or config.advertise_addr
+            data_path = asked.data_path_addr or config.data_path_addr
+            host, advertised_port = advertised(
+                given or await asyncio.to_thread(source_address, remotes[0]), listen[1], interfaces
+            )
+            overlay_address = data_address(data_path, host, interfaces)
             key, request = await run_apart(new_request)
             body = IssueRequest(
                 token=asked.join_token.strip(),
@@ -214,6 +223,8 @@ class Swarm:
                     address=join_address(host, advertised_port),
                     listen=join_address(*listen),
                     data_address=overlay_address,
+                    advertise=given,
+                    data_path=data_path,
                     managers=(ManagerAddress(node_id="", address=remote),),
                 )
                 credentials = Credentials(

@@ -120,7 +120,8 @@ class Driver:
         self._reads: dict[int, asyncio.Future[int]] = {}
         self._applying: list[tuple[int, asyncio.Future[int]]] = []  # reads waiting for an index
         self._tokens = 0
-        self._contacts: dict[str, Member] = {}
+        self._contacts: dict[str, tuple[Member, str]] = {}  # with the address it had in the log
+        self.address = ""  # where this member is reached, for the others; "": as the log says
         self._changing = asyncio.Lock()
         self._leader_heard: float | None = None  # when, on the loop's clock
 
@@ -428,21 +429,31 @@ class Driver:
             self._send_one(message)
 
     def _send_one(self, message: AnyMessage) -> None:
-        configuration = self._raft.log.configuration
-        target = configuration.find(message.target) or self._contacts.get(message.target)
+        target = self._find(message.target)
         if target is None:
             return
-        own = configuration.find(self.member_id)
-        self._network.send(
-            target, encode(own.node_id if own else "", own.address if own else "", message)
-        )
+        own = self._raft.log.configuration.find(self.member_id)
+        address = self.address or (own.address if own else "")
+        self._network.send(target, encode(own.node_id if own else "", address, message))
+
+    def _find(self, member_id: str) -> Member | None:
+        """A member and where it is reached: as it told us since the log last changed that."""
+        member = self._raft.log.configuration.find(member_id)
+        contact, configured = self._contacts.get(member_id, (None, ""))
+        if member is None or contact is None:
+            return member or contact
+        if member.address != configured:
+            return member
+        return msgspec.structs.replace(member, address=contact.address)
 
     def _learn_contact(self, member_id: str, node_id: str, address: str) -> None:
-        """Remember where a sender is whom our configuration may not have (yet, or any more)."""
+        """Remember where a sender is: our configuration may not have it, or where it was before."""
         if not address or len(address) > 300 or len(member_id) > 100:
             return
         self._contacts.pop(member_id, None)
-        self._contacts[member_id] = Member(member_id, node_id, address)
+        known = self._raft.log.configuration.find(member_id)
+        configured = known.address if known else ""
+        self._contacts[member_id] = Member(member_id, node_id, address), configured
         while len(self._contacts) > CONTACTS_MAX:
             del self._contacts[next(iter(self._contacts))]
 

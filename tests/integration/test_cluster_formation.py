@@ -178,6 +178,41 @@ async def test_a_worker_that_leaves_is_down_at_once(tmp_path: Path) -> None:
         assert node.status.state is NodeState.DOWN
 
 
+def told(machine: Machine) -> set[str]:
+    """Where `machine` looks for managers."""
+    return {address for _, address in machine.swarm.managers}
+
+
+def members_at(machine: Machine) -> set[str]:
+    """Where the log of `machine` says that the managers are."""
+    member = machine.swarm.member
+    assert member is not None
+    if member.manager is None:
+        return set()
+    return {one.address for one in member.manager.raft.status.members}
+
+
+@pytest.mark.parametrize("moving", [(2,), (0,), (0, 1)], ids=["follower", "leader", "two of three"])
+async def test_managers_that_come_back_elsewhere_say_so(
+    tmp_path: Path, moving: tuple[int, ...]
+) -> None:
+    """RAF 174, 193: the log, the other managers and a worker learn where they are."""
+    async with machines(tmp_path, 4) as made:
+        managers, worker = made[:3], made[3]
+        await formed(managers)
+        await worker.join(cluster(made[0]).root_ca.join_token_worker, made[0])
+        for number in moving:
+            await made[number].swarm.close()
+        await asyncio.gather(*(made[number].move(f"127.0.0.{number + 20}") for number in moving))
+        expected = {machine.address for machine in managers}
+        assert len(expected) == 3
+        await until("logs agree", lambda: all(members_at(one) == expected for one in managers))
+        await until("all know", lambda: all(told(one) == expected for one in made))
+        leader = next(machine for machine in managers if machine.leads)
+        await leader.set_role(worker.swarm.node_id, Role.MANAGER)
+        await until("writes go on", lambda: voters(leader) == 4)
+
+
 async def test_tokens_that_do_not_open(tmp_path: Path) -> None:
     """SEC 203, 204, 205, 209: wrong, another cluster's, rotated; nothing is left half-made."""
     async with machines(tmp_path, 3) as (manager, other, joiner):

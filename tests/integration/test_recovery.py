@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lab import images
 from lab.api import ApiError, wait_until
 from lab.cluster import Cluster
 from lab.machine import Machine
+from lab.story import Story
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -70,3 +72,52 @@ def test_without_quorum_what_is_stored_is_shown_and_writes_fail_at_once(cluster:
     rest[0].start_daemon()
     wait_until(lambda: first.api.post("/services/create", service("more", 1)), "writes go on", 30)
     assert "no leader" not in shoal(first, "service", "ls").stderr
+
+
+@pytest.mark.parametrize("restarted", [True, False], ids=["restarted", "leading"])
+def test_a_machine_with_another_address_is_found_again(cluster: Cluster, restarted: bool) -> None:
+    """RAF 174, 193: as after DHCP gave it another: manager, agents and overlays follow. The
+    daemon is off meanwhile, or leads and has to notice."""
+    cluster.up(3)
+    mover = cluster.machines[-1] if restarted else cluster.leader()
+    first, second = (machine for machine in cluster.machines if machine is not mover)
+    cluster.load(images.web_archive(cluster.folder, 1))
+    story = Story(cluster, lambda line: None)
+    story.create(3)
+    story.create_client()
+    story.wait_running(3)
+    if restarted:
+        mover.stop_daemon()
+    change_address(mover, 100)
+    mover.start_daemon()
+
+    def whole() -> bool:
+        nodes = first.api.get("/nodes")
+        found = {node["Description"]["Hostname"]: node for node in nodes}[mover.name]
+        manager = {"Addr": f"{mover.ip}:2377", "Reachability": "reachable"}
+        status = found["Status"]["State"], found["Status"]["Addr"]
+        return status == ("ready", mover.ip) and manager.items() <= found["ManagerStatus"].items()
+
+    wait_until(whole, f"{mover.name} is whole at {mover.ip}", 30)
+    managers = second.api.get("/info")["Swarm"]["RemoteManagers"]
+    assert f"{mover.ip}:2377" in {one["Addr"] for one in managers}
+    story.use_again(mover, 6)
+    story.wait_running(6)
+    for machine in cluster.machines:
+        wait_until(lambda machine=machine: all_answer(story, machine, 6), "all answer", 20)
+    assert len(story.ask_virtual_ip(60).answers) == 6
+    story.remove()
+
+
+def change_address(machine: Machine, step: int) -> None:
+    """Give `machine` another address on the switch."""
+    old, new = machine.address, machine.address + step
+    machine.exec("ip", "address", "delete", str(old), "dev", "eth0")
+    machine.exec("ip", "address", "add", f"{new.ip}/{old.network.prefixlen}", "dev", "eth0")
+    machine.address = IPv4Interface(f"{new.ip}/{old.network.prefixlen}")
+
+
+def all_answer(story: Story, machine: Machine, count: int) -> bool:
+    """Whether `count` tasks, and nothing else, answer at the published port of `machine`."""
+    answers = story.ask_port(machine, 10 * count)
+    return len(answers.answers) == count and not answers.failures

@@ -166,12 +166,13 @@ class Machine:
         self.folder = folder / f"machine{number}"
         self.forgotten = 0
         self.clock = clock
+        self.advertise = ""  # what the daemon is started with
         self.swarm = self._make()
 
     def _make(self) -> Swarm:
         rng = random.SystemRandom()
         around = Surroundings(
-            config=DaemonConfig(state_dir=self.folder),
+            config=DaemonConfig(state_dir=self.folder, advertise_addr=self.advertise),
             files=IdentityFiles(self.folder),
             clock=self.clock,
             ids=Ids(rng),
@@ -205,6 +206,12 @@ class Machine:
         await asyncio.sleep(0)
         self.swarm = self._make()
         await self.swarm.start()
+
+    async def move(self, host: str) -> None:
+        """Restart, to be reached at another address."""
+        self.host, self.address = host, f"{host}:{self.port}"
+        self.advertise = self.address
+        await self.restart()
 
     async def crash(self) -> None:
         """End without handing over."""
