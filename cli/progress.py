@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cli.client import ApiError, Client, CliError
+from cli.service_spec import mode_name
 
 POLL_S = 0.2  # as the docker CLI does
 _DEAD = ("complete", "shutdown", "failed", "rejected", "remove", "orphaned")
@@ -16,10 +17,16 @@ class UpdateFailed(CliError):
     """The update was paused or rolled back."""
 
 
+class TasksFailed(CliError):
+    """Tasks failed, and the restart policy does not let them be tried again."""
+
+
 def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bool = False) -> None:
     """Return when all tasks run; `rollback`: when those of the spec before do, as was asked for.
 
-    Raises UpdateFailed when the update was paused or rolled back, so that the exit code tells.
+    A job is waited for until it is done. Raises UpdateFailed when the update was paused or
+    rolled back, and TasksFailed when tasks failed that are not tried again, so that the exit
+    code tells.
     """
     shown = _Display(quiet=quiet)
     why = ""
@@ -31,6 +38,11 @@ def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bo
         except ApiError as error:
             if error.status != 503:  # an election passes
                 raise
+            time.sleep(POLL_S)
+            continue
+        if mode_name(service["Spec"]["Mode"]).endswith("-job"):
+            if _job_is_over(service, tasks, shown):
+                return
             time.sleep(POLL_S)
             continue
         running, wanted, trouble = count(service, tasks, nodes)
@@ -50,7 +62,58 @@ def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bo
         if running >= wanted and state not in ("updating", "rollback_started"):
             shown.end(f"{running} of {wanted} tasks running: converged")
             return
+        over = given_up(service, tasks)
+        if over and running + len(over) >= wanted and not state:
+            shown.end(f"{running} of {wanted} tasks running, {len(over)} ended for good")
+            _check(over)
+            return
         time.sleep(POLL_S)
+
+
+def _job_is_over(service: dict[str, Any], tasks: list[dict[str, Any]], shown: "_Display") -> bool:
+    """Whether all of the job is done. Raises TasksFailed if it never will be."""
+    now = service["JobStatus"]["JobIteration"]
+    tasks = [task for task in tasks if task.get("JobIteration") == now]
+    wanted = [task for task in tasks if task["DesiredState"] in ("ready", "running", "complete")]
+    completed = sum(task["Status"]["State"] == "complete" for task in wanted)
+    mode = service["Spec"]["Mode"]
+    total = mode.get("ReplicatedJob", {}).get("TotalCompletions", len({*map(_place, tasks)}))
+    shown.line(completed, total, _trouble(tasks), "completed")
+    if completed >= total and (tasks or "ReplicatedJob" in mode):
+        shown.end(f"{completed} of {total} tasks completed: job done")
+        return True
+    if tasks and completed == len(wanted):
+        shown.end()
+        _check(given_up(service, tasks))
+    return False
+
+
+def _place(task: dict[str, Any]) -> tuple[int, str]:
+    """The slot of a task, or in a global service its node."""
+    slot = task.get("Slot", 0)
+    return (slot, "") if slot else (0, task.get("NodeID", ""))
+
+
+def given_up(service: dict[str, Any], tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last tasks of the slots that stay empty because of the restart policy."""
+    policy = service["Spec"]["TaskTemplate"].get("RestartPolicy") or {}
+    if policy.get("Condition", "") in ("", "any") and not policy.get("MaxAttempts"):
+        return []
+    latest: dict[tuple[int, str], dict[str, Any]] = {}
+    for task in sorted(tasks, key=lambda task: str(task["CreatedAt"])):
+        latest[_place(task)] = task
+    return [
+        task
+        for task in latest.values()
+        if task["DesiredState"] == "shutdown"
+        and task["Status"]["State"] in ("complete", "failed", "rejected")
+    ]
+
+
+def _check(over: list[dict[str, Any]]) -> None:
+    failed = [task for task in over if task["Status"]["State"] != "complete"]
+    if failed:
+        raise TasksFailed(f"{len(failed)} tasks failed for good: {_trouble(failed)}".rstrip(": "))
 
 
 def count(
@@ -93,8 +156,8 @@ class _Display:
         self._live = sys.stdout.isatty()
         self._last = ""
 
-    def line(self, running: int, wanted: int, trouble: str) -> None:
-        text = f"{running} of {wanted} tasks running" + (f": {trouble}" if trouble else "")
+    def line(self, count: int, wanted: int, trouble: str, what: str = "running") -> None:
+        text = f"{count} of {wanted} tasks {what}" + (f": {trouble}" if trouble else "")
         if self._quiet or text == self._last:
             return
         self._last = text

@@ -13,10 +13,11 @@ from cli.context import filter_option, for_each, given, output_option, pass_clie
 from cli.logs import log_options, show_logs
 from cli.options import CPUS, DURATION, SIZE
 from cli.progress import wait_converged
-from cli.service_spec import created, updated
+from cli.service_spec import created, mode_name, rescale, updated
 from cli.tasks import show_tasks
 
 F = TypeVar("F", bound=Callable[..., Any])
+MODES = ("replicated", "global", "replicated-job", "global-job")
 
 
 @click.group()
@@ -39,7 +40,8 @@ def _policy_options(kind: str) -> list[Callable[[F], F]]:
 def spec_options(command: F) -> F:
     """The flags that create and update have in common."""
     choices: list[Callable[[F], F]] = [
-        click.option("--replicas", type=int, help="How many tasks."),
+        click.option("--replicas", type=int, help="How many tasks; of a job, completions."),
+        click.option("--max-concurrent", type=int, help="Tasks of a job at a time; default: all."),
         click.option("--entrypoint", help="In place of the image's entrypoint."),
         click.option("--hostname", help="May hold {{.Task.Slot}} and the like."),
         click.option("-u", "--user", metavar="NAME|UID[:GROUP|GID]"),
@@ -79,7 +81,7 @@ def spec_options(command: F) -> F:
 
 @service.command(context_settings={"allow_interspersed_args": False})
 @click.option("--name", help="A DNS label.")
-@click.option("--mode", type=click.Choice(["replicated", "global"]))
+@click.option("--mode", type=click.Choice(MODES))
 @click.option("--image", "image_flag", help="The image, when not given as an argument.")
 @click.option("--command", "command_flag", help="The command, when not given as arguments.")
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE")
@@ -161,16 +163,15 @@ def rollback(client: Client, detach: bool, quiet: bool, ref: str) -> None:
 @click.argument("targets", metavar="SERVICE=REPLICAS", nargs=-1, required=True)
 @pass_client
 def scale(client: Client, detach: bool, targets: tuple[str, ...]) -> None:
-    """Set the number of tasks of replicated services."""
+    """Set the number of tasks of replicated services, or of a job, which runs again."""
     changed = []
     for target in targets:
         ref, _, text = target.partition("=")
         if not text.isdigit():
             raise click.BadParameter(f"{target!r}: write SERVICE=REPLICAS, as in web=5")
         found = client.get(f"/services/{ref}")
-        if "Replicated" not in found["Spec"]["Mode"]:
-            raise CliError(f"{ref} is not a replicated service, so it can't be scaled")
-        found["Spec"]["Mode"]["Replicated"]["Replicas"] = int(text)
+        if not rescale(found["Spec"]["Mode"], {"replicas": int(text)}):
+            raise CliError(f"{ref} is not a replicated service or job, so it can't be scaled")
         _send(client, found, found["Spec"])
         click.echo(f"{ref} scaled to {text}")
         changed.append(found["ID"])
@@ -280,14 +281,24 @@ def _network_id(client: Client, name: str) -> str:
     return str(client.get(f"/networks/{name}")["Id"])
 
 
-def _row(item: dict[str, Any]) -> tuple[str, ...]:
+def _replicas(item: dict[str, Any]) -> str:
     status = item.get("ServiceStatus") or {}
+    desired = status.get("DesiredTasks", 0)
+    text = f"{status.get('RunningTasks', 0)}/{desired}"
+    mode = item["Spec"]["Mode"]
+    if not mode_name(mode).endswith("-job"):
+        return text
+    total = mode.get("ReplicatedJob", {}).get("TotalCompletions", desired)
+    return f"{text} ({status.get('CompletedTasks', 0)}/{total} completed)"
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
     ports = (item.get("Endpoint") or {}).get("Ports") or []
     return (
         fmt.short(item["ID"]),
         item["Spec"]["Name"],
-        "global" if "Global" in item["Spec"]["Mode"] else "replicated",
-        f"{status.get('RunningTasks', 0)}/{status.get('DesiredTasks', 0)}",
+        mode_name(item["Spec"]["Mode"]),
+        _replicas(item),
         item["Spec"]["TaskTemplate"].get("ContainerSpec", {}).get("Image", ""),
         ", ".join(
             f"*:{port.get('PublishedPort', 0)}->{port.get('TargetPort', 0)}/{port['Protocol']}"

@@ -125,10 +125,8 @@ def updated(spec: Spec, flags: Mapping[str, Any], present_env: dict[str, str]) -
     """`spec` with the flags of `service update` applied; changes `spec` itself."""
     apply(spec, flags)
     container = spec["TaskTemplate"].setdefault("ContainerSpec", {})
-    if "replicas" in flags:
-        if "Replicated" not in spec["Mode"]:
-            raise click.UsageError("--replicas goes with replicated services only")
-        spec["Mode"]["Replicated"] = {"Replicas": flags["replicas"]}
+    if ("replicas" in flags or "max_concurrent" in flags) and not rescale(spec["Mode"], flags):
+        raise click.UsageError(f"{_COUNTED}; this is a {mode_name(spec['Mode'])}")
     if flags.get("force"):
         spec["TaskTemplate"]["ForceUpdate"] = spec["TaskTemplate"].get("ForceUpdate", 0) + 1
     _relabel(spec, "Labels", flags, "label")
@@ -153,13 +151,44 @@ def updated(spec: Spec, flags: Mapping[str, Any], present_env: dict[str, str]) -
     return spec
 
 
+_COUNTED = "--replicas goes with replicated services and jobs, --max-concurrent with the latter"
+_FIELDS = {
+    "Replicated": "replicated",
+    "Global": "global",
+    "ReplicatedJob": "replicated-job",
+    "GlobalJob": "global-job",
+}
+
+
+def mode_name(mode: Spec) -> str:
+    """What the mode of a service is called on the command line."""
+    return next((name for field, name in _FIELDS.items() if mode.get(field) is not None), "?")
+
+
+def rescale(mode: Spec, flags: Mapping[str, Any]) -> bool:
+    """Put the counts among `flags` into `mode`; False if it has no such counts."""
+    if "Replicated" in mode and "max_concurrent" not in flags:
+        mode["Replicated"] = {"Replicas": flags["replicas"]}
+        return True
+    if "ReplicatedJob" in mode:
+        job = mode["ReplicatedJob"]
+        job["TotalCompletions"] = flags.get("replicas", job.get("TotalCompletions", 1))
+        job["MaxConcurrent"] = flags.get("max_concurrent", job.get("MaxConcurrent", 1))
+        return True
+    return False
+
+
 def _mode(flags: Mapping[str, Any]) -> Spec:
     mode = flags.get("mode", "replicated")
-    if mode == "global":
-        if "replicas" in flags:
-            raise click.UsageError("--replicas goes with replicated services only")
-        return {"Global": {}}
-    return {"Replicated": {"Replicas": flags.get("replicas", 1)}}
+    if mode == "replicated-job":
+        total = flags.get("replicas", 1)
+        at_once = flags.get("max_concurrent", total)
+        return {"ReplicatedJob": {"MaxConcurrent": at_once, "TotalCompletions": total}}
+    if "max_concurrent" in flags or (mode != "replicated" and "replicas" in flags):
+        raise click.UsageError(f"{_COUNTED}; this is a {mode}")
+    if mode == "replicated":
+        return {"Replicated": {"Replicas": flags.get("replicas", 1)}}
+    return {"Global": {}} if mode == "global" else {"GlobalJob": {}}
 
 
 def _preference(text: str) -> Spec:

@@ -17,6 +17,7 @@ from manager.control import Loop
 from manager.dispatcher.dispatcher import Dispatcher
 from manager.orchestrator.enforcer import Enforcer
 from manager.orchestrator.global_services import GlobalOrchestrator
+from manager.orchestrator.jobs import GlobalJobOrchestrator, ReplicatedJobOrchestrator
 from manager.orchestrator.reaper import Reaper
 from manager.orchestrator.replicated import ReplicatedOrchestrator
 from manager.raft.driver import Driver
@@ -65,6 +66,8 @@ class ManagerParts:
         loops: list[Loop] = [
             ReplicatedOrchestrator(self._ids),
             GlobalOrchestrator(self._ids),
+            ReplicatedJobOrchestrator(self._ids),
+            GlobalJobOrchestrator(self._ids),
             Enforcer(),
             Reaper(),
             Allocator(),

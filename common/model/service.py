@@ -17,8 +17,10 @@ class GlobalService(Model, frozen=True, kw_only=True):
 
 
 class ReplicatedJob(Model, frozen=True, kw_only=True):
-    max_concurrent: int | None = None
-    total_completions: int | None = None
+    """Tasks that run to their end, `total_completions` in all; both are stored when not given."""
+
+    max_concurrent: int | None = None  # stored as 1
+    total_completions: int | None = None  # stored as max_concurrent
 
 
 class GlobalJob(Model, frozen=True, kw_only=True):
@@ -32,6 +34,20 @@ class ServiceMode(Model, frozen=True, kw_only=True):
     global_: GlobalService | None = msgspec.field(default=None, name="Global")
     replicated_job: ReplicatedJob | None = None
     global_job: GlobalJob | None = None
+
+    @property
+    def name(self) -> str:
+        """As `service ls` shows it."""
+        if self.replicated_job is not None:
+            return "replicated-job"
+        if self.global_job is not None:
+            return "global-job"
+        return "global" if self.global_ is not None else "replicated"
+
+    @property
+    def is_job(self) -> bool:
+        """Whether tasks are to come to an end by themselves."""
+        return self.replicated_job is not None or self.global_job is not None
 
 
 class UpdateConfig(Model, frozen=True, kw_only=True):
@@ -86,6 +102,13 @@ class UpdateStatus(Model, frozen=True, kw_only=True):
     message: str = ""
 
 
+class JobStatus(Model, frozen=True, kw_only=True):
+    """Which run of a job this is: each change of its spec begins another."""
+
+    job_iteration: Version = msgspec.field(default_factory=lambda: Version(index=0))
+    last_execution: dt.datetime | None = None
+
+
 class Service(Object, frozen=True, kw_only=True):
     spec: ServiceSpec
     previous_spec: ServiceSpec | None = None
@@ -93,4 +116,5 @@ class Service(Object, frozen=True, kw_only=True):
     previous_spec_version: Version | None = None
     endpoint: Endpoint = msgspec.field(default_factory=Endpoint)
     update_status: UpdateStatus | None = None
+    job_status: JobStatus | None = None  # of jobs
     pending_delete: bool = False

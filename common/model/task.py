@@ -247,6 +247,7 @@ class Task(Object, frozen=True, kw_only=True):
     status: TaskStatus
     desired_state: TaskState
     spec_version: Version | None = None  # the service spec this task was made from
+    job_iteration: Version | None = None  # of a job: the run this task belongs to
     networks_attachments: tuple[NetworkAttachment, ...] = ()
     ports: tuple[PortConfig, ...] = ()  # copy of the service's, for host-mode ports
     start_after: dt.datetime | None = None  # READY tasks wait until then (restart delay)

@@ -135,7 +135,7 @@ class Allocator:
         self._wake_all(self._books.release_leftover(service, Endpoint()))
 
     def _note_task(self, task: Task) -> None:
-        if task.status.state is TaskState.NEW and task.desired_state <= TaskState.RUNNING:
+        if task.status.state is TaskState.NEW and task.desired_state <= TaskState.COMPLETE:
             if (Task, task.id) not in self._waiting:
                 self._dirty[Task][task.id] = None
         else:
@@ -215,7 +215,7 @@ class Allocator:
         self._wake(("service", service.id))
 
     def _allocate_task(self, tx: Tx, task: Task, now: dt.datetime) -> None:
-        if task.status.state is not TaskState.NEW or task.desired_state > TaskState.RUNNING:
+        if task.status.state is not TaskState.NEW or task.desired_state > TaskState.COMPLETE:
             return
         try:
             service = self._ready_service(tx, task)

@@ -156,7 +156,7 @@ def _check_unused(view: View, network: Network) -> None:
                 "remove the service first"
             )
     for task in view.find(Task, network_id=network.id):
-        if task.desired_state <= TaskState.RUNNING and task.status.state <= TaskState.RUNNING:
+        if task.desired_state <= TaskState.COMPLETE and task.status.state <= TaskState.RUNNING:
             service_left = view.get(Service, task.service_id)
             if service_left is None or not service_left.pending_delete:
                 raise Conflict(

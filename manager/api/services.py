@@ -1,5 +1,6 @@
 """What may be asked of services."""
 
+import datetime as dt
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -8,11 +9,13 @@ from msgspec.structs import replace
 from common.clock import Clock
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
-from common.model.base import Model
+from common.model.base import Model, Version
 from common.model.cluster import Cluster
 from common.model.network import Network
 from common.model.node import Node
 from common.model.service import (
+    JobStatus,
+    ReplicatedJob,
     ReplicatedService,
     Service,
     ServiceMode,
@@ -77,7 +80,8 @@ class Services:
         def write(tx: Tx) -> None:
             full = _complete(tx, spec)
             _check_ports(tx, full, id)
-            tx.put(Service(id=id, spec=full))
+            job = JobStatus(last_execution=self._clock.now()) if full.mode.is_job else None
+            tx.put(Service(id=id, spec=full, job_status=job))
 
         await self._store.update(write)
         return self._written(id)
@@ -99,7 +103,8 @@ class Services:
         def write(tx: Tx) -> str:
             service = find_service(tx, ref)
             _check_version(service, version)
-            tx.put(self._rolled_back(service) if rollback else _updated(tx, service, spec))
+            changed = self._rolled_back(service) if rollback else _updated(tx, service, spec)
+            tx.put(_run_again(changed, self._clock.now()) if changed is not service else service)
             return service.id
 
         return self._written(await self._store.update(write))
@@ -115,6 +120,8 @@ class Services:
     def _rolled_back(self, service: Service) -> Service:
         if service.previous_spec is None:
             raise Invalid(f"service {service.spec.name} has no previous spec to roll back to")
+        if service.spec.mode.is_job:
+            return replace(service, spec=service.previous_spec, previous_spec=service.spec)
         return replace(
             service,
             spec=service.previous_spec,
@@ -158,7 +165,7 @@ def _updated(tx: Tx, service: Service, spec: ServiceSpec) -> Service:
             f"renaming services is not supported: {service.spec.name} to {full.name}; "
             "create a new service"
         )
-    if _mode_name(full.mode) != _mode_name(service.spec.mode):
+    if full.mode.name != service.spec.mode.name:
         raise NotImplementedHere(
             f"service {service.spec.name}: mode change is not allowed; create a new service"
         )
@@ -169,19 +176,33 @@ def _updated(tx: Tx, service: Service, spec: ServiceSpec) -> Service:
     return replace(service, spec=full, previous_spec=service.spec, update_status=None)
 
 
-def _mode_name(mode: ServiceMode) -> str:
-    return "global" if mode.global_ is not None else "replicated"
+def _run_again(service: Service, now: dt.datetime) -> Service:
+    """`service`, changed; if it is a job, about to run once more."""
+    if service.job_status is None:
+        return service
+    number = service.job_status.job_iteration.index + 1
+    status = JobStatus(job_iteration=Version(index=number), last_execution=now)
+    return replace(service, job_status=status)
 
 
 def _complete(view: View, spec: ServiceSpec) -> ServiceSpec:
-    """`spec` as it is stored: replicas given, networks as ids and in their present place."""
-    mode = spec.mode
-    if mode.global_ is None and (mode.replicated is None or mode.replicated.replicas is None):
-        mode = ServiceMode(replicated=ReplicatedService(replicas=1))
+    """`spec` as it is stored: counts given, networks as ids and in their present place."""
     wishes = spec.task_template.networks or spec.networks
     validate.networks(wishes)
     template = replace(spec.task_template, networks=_resolve_networks(view, wishes))
-    return replace(spec, mode=mode, task_template=template, networks=())
+    return replace(spec, mode=_counted(spec.mode), task_template=template, networks=())
+
+
+def _counted(mode: ServiceMode) -> ServiceMode:
+    if mode.name == "replicated" and (mode.replicated is None or mode.replicated.replicas is None):
+        return ServiceMode(replicated=ReplicatedService(replicas=1))
+    if (job := mode.replicated_job) is not None:
+        at_once = 1 if job.max_concurrent is None else job.max_concurrent
+        total = at_once if job.total_completions is None else job.total_completions
+        return ServiceMode(
+            replicated_job=ReplicatedJob(max_concurrent=at_once, total_completions=total)
+        )
+    return mode
 
 
 def _resolve_networks(
@@ -248,16 +269,23 @@ def _ports(spec: ServiceSpec) -> tuple[PortConfig, ...]:
 
 
 def _status(service: Service, tasks: Iterable[Task]) -> ServiceStatus:
-    wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
+    mode = service.spec.mode
+    wanted = [task for task in tasks if task.desired_state <= TaskState.COMPLETE]
     running = sum(task.status.state is TaskState.RUNNING for task in wanted)
-    if service.spec.mode.global_ is None:
-        return ServiceStatus(running_tasks=running, desired_tasks=defaults.replicas(service.spec))
-    return ServiceStatus(running_tasks=running, desired_tasks=len(wanted))
+    completed = sum(
+        task.status.state is task.desired_state is TaskState.COMPLETE for task in wanted
+    )
+    desired = len(wanted)
+    if mode.replicated_job is not None:
+        desired = mode.replicated_job.max_concurrent or 0
+    elif mode.name == "replicated":
+        desired = defaults.replicas(service.spec)
+    return ServiceStatus(running_tasks=running, desired_tasks=desired, completed_tasks=completed)
 
 
 def _has_mode(service: Service, value: str) -> bool:
     modes = ("replicated", "global", "replicated-job", "global-job")
-    return _mode_name(service.spec.mode) == one_of("mode", value, modes)
+    return service.spec.mode.name == one_of("mode", value, modes)
 
 
 def _has_runtime(service: Service, value: str) -> bool:

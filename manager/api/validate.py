@@ -52,22 +52,28 @@ def service(spec: ServiceSpec) -> None:
     name("service", spec.name)
     mode(spec.mode)
     task(spec.task_template)
+    if spec.mode.is_job and (spec.update_config or spec.rollback_config):
+        raise Invalid("a job takes no update or rollback config: each change runs it anew")
     update("update_config", spec.update_config, ("pause", "continue", "rollback"))
     update("rollback_config", spec.rollback_config, ("pause", "continue"))
     endpoint(spec.endpoint_spec or EndpointSpec())
 
 
 def mode(value: ServiceMode) -> None:
-    """Replicated or global, and how many."""
-    if value.replicated_job is not None or value.global_job is not None:
-        raise NotImplementedHere("jobs are not supported; use mode replicated or global")
-    if value.replicated is not None and value.global_ is not None:
-        raise Invalid("mode: both replicated and global are given; choose one")
-    if value.replicated is None or value.replicated.replicas is None:
-        return
-    replicas = value.replicated.replicas
-    if not 0 <= replicas <= REPLICAS_MAX:
-        raise Invalid(f"replicas is {replicas}; use a number from 0 to {REPLICAS_MAX}")
+    """One mode, and how many tasks."""
+    given = (value.replicated, value.global_, value.replicated_job, value.global_job)
+    if sum(one is not None for one in given) > 1:
+        raise Invalid("mode: several are given; choose one")
+    if value.replicated is not None:
+        _count("replicas", value.replicated.replicas)
+    if value.replicated_job is not None:
+        _count("max concurrent", value.replicated_job.max_concurrent)
+        _count("total completions", value.replicated_job.total_completions)
+
+
+def _count(what: str, value: int | None) -> None:
+    if value is not None and not 0 <= value <= REPLICAS_MAX:
+        raise Invalid(f"{what} is {value}; use a number from 0 to {REPLICAS_MAX}")
 
 
 def task(spec: TaskSpec) -> None:

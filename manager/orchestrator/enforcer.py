@@ -15,7 +15,7 @@ from common.model.service import Service
 from common.model.task import Resources, Task, TaskState
 from manager import constraint
 from manager.orchestrator.dirty import constraints
-from manager.orchestrator.scene import age, is_lost
+from manager.orchestrator.scene import age, is_active, is_lost
 from manager.orchestrator.update import is_under_way
 from manager.store.store import Event, Tx, View
 
@@ -32,7 +32,7 @@ def misplaced(
     for task in sorted(tasks, key=age):
         if not TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
             continue
-        if task.desired_state > TaskState.RUNNING:
+        if not is_active(task):
             continue
         needs = _reservations(task)
         fits = needs.nano_cpus <= cpus and needs.memory_bytes <= memory

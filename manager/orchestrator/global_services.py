@@ -9,7 +9,15 @@ from manager import constraint
 from manager.orchestrator import restart
 from manager.orchestrator.dirty import constraints
 from manager.orchestrator.loop import ServiceLoop
-from manager.orchestrator.scene import Draft, Key, Scene, fill, is_leaving
+from manager.orchestrator.scene import (
+    Draft,
+    Key,
+    Scene,
+    fill,
+    has_completed,
+    is_active,
+    is_leaving,
+)
 from manager.store.store import View
 
 
@@ -17,10 +25,10 @@ class GlobalOrchestrator(ServiceLoop):
     """The leader's loop for global services, their restarts and their updates."""
 
     def handles(self, service: Service) -> bool:
-        return service.spec.mode.global_ is not None
+        return service.spec.mode.name == "global"
 
     def has_task(self, task: Task) -> bool:
-        return task.slot == 0
+        return task.slot == 0 and task.job_iteration is None
 
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
         close_ineligible(scene, draft)
@@ -60,7 +68,9 @@ def close_ineligible(scene: Scene, draft: Draft) -> None:
         node = scene.node(task.node_id)
         if node is None:
             draft.desire(task, TaskState.REMOVE)
-        elif task.desired_state <= TaskState.RUNNING and not may_stay(scene.service.spec, node):
+        elif has_completed(task) or not is_active(task):
+            continue
+        elif not may_stay(scene.service.spec, node):
             draft.desire(task, TaskState.SHUTDOWN)
 
 

@@ -1,4 +1,4 @@
-"""What the loops of replicated and global services share.
+"""What the loops of all modes share.
 
 One pass over a service decides everything about its tasks, in this order: whether its update
 failed, which tasks ended or lost their node, which slots to fill or empty, the next step of the
@@ -164,6 +164,10 @@ def plan(
     if scene.service.pending_delete:
         for task in draft.tasks():
             draft.desire(task, TaskState.REMOVE)
+        return scene.service
+    if scene.service.spec.mode.is_job:  # a change of a job is another run of it
+        mode.settle(scene, draft, view)
+        restart.lift(scene, draft)
         return scene.service
     judged = update.judge(scene, draft)
     if judged != scene.service:

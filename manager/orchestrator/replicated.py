@@ -23,10 +23,10 @@ class ReplicatedOrchestrator(ServiceLoop):
     """The leader's loop for replicated services, their restarts and their updates."""
 
     def handles(self, service: Service) -> bool:
-        return service.spec.mode.global_ is None
+        return service.spec.mode.name == "replicated"
 
     def has_task(self, task: Task) -> bool:
-        return task.slot > 0
+        return task.slot > 0 and task.job_iteration is None
 
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
         restart.tend(scene, draft, lambda _key: True)
@@ -36,8 +36,13 @@ class ReplicatedOrchestrator(ServiceLoop):
         return True
 
     def affected(self, view: View, node: Node) -> Iterable[Service]:
-        ids = {task.service_id for task in view.find(Task, node_id=node.id) if is_active(task)}
-        return [service for id in sorted(ids) if (service := view.get(Service, id)) is not None]
+        return [service for service in with_tasks_on(view, node) if self.handles(service)]
+
+
+def with_tasks_on(view: View, node: Node) -> Iterable[Service]:
+    """The services that have tasks on `node` which should run."""
+    ids = {task.service_id for task in view.find(Task, node_id=node.id) if is_active(task)}
+    return [service for id in sorted(ids) if (service := view.get(Service, id)) is not None]
 
 
 def plan(scene: Scene, draft: Draft) -> None:

@@ -18,6 +18,8 @@ from manager.orchestrator.scene import (
     Slot,
     add_task,
     ended_itself,
+    goal,
+    has_completed,
     has_stopped,
     is_active,
     is_leaving,
@@ -36,6 +38,8 @@ def tend(scene: Scene, draft: Draft, may_replace: Callable[[Key], bool]) -> None
     """
     for slot in draft.slots().values():
         for task in slot.active:
+            if has_completed(task):
+                continue
             if _is_over(task):
                 if _waits_out_its_delay(scene, task):
                     draft.wake(task.start_after or scene.now)
@@ -101,7 +105,7 @@ def lift(scene: Scene, draft: Draft) -> None:
                 continue
             due = _due(scene, slot, task)
             if due is None or due <= scene.now:
-                draft.desire(task, TaskState.RUNNING)
+                draft.desire(task, goal(scene.service))
             else:
                 draft.wake(due)
 
@@ -154,7 +158,7 @@ def _retry(scene: Scene, draft: Draft, slot: Slot, task: Task) -> None:
         scene,
         draft,
         slot.key,
-        TaskState.READY if waits else TaskState.RUNNING,
+        TaskState.READY if waits else goal(scene.service),
         scene.now + delay if delay else None,
     )
 

@@ -104,8 +104,18 @@ def key_of(task: Task) -> Key:
 
 
 def is_active(task: Task) -> bool:
-    """Whether `task` is meant to run, now or after a delay."""
-    return task.desired_state <= TaskState.RUNNING
+    """Whether `task` is meant to run, now or after a delay; of a job, or to have run."""
+    return task.desired_state <= TaskState.COMPLETE
+
+
+def has_completed(task: Task) -> bool:
+    """Whether `task` of a job has done what it was for."""
+    return task.status.state is TaskState.COMPLETE and task.desired_state is TaskState.COMPLETE
+
+
+def goal(service: Service) -> TaskState:
+    """How far the tasks of `service` should go."""
+    return TaskState.COMPLETE if service.spec.mode.is_job else TaskState.RUNNING
 
 
 def ended_itself(task: Task) -> bool:
@@ -159,6 +169,7 @@ def add_task(
         status=TaskStatus(timestamp=scene.now, state=TaskState.NEW, message="created"),
         desired_state=desired,
         spec_version=service.spec_version,
+        job_iteration=service.job_status.job_iteration if service.job_status else None,
         ports=defaults.host_ports(service.spec),
         start_after=start_after,
     )
@@ -171,4 +182,4 @@ def fill(scene: Scene, draft: Draft, key: Key, slot: Slot | None) -> None:
     waits = slot is not None and any(
         not has_stopped(task, scene.node(task.node_id)) for task in slot.tasks
     )
-    add_task(scene, draft, key, TaskState.READY if waits else TaskState.RUNNING)
+    add_task(scene, draft, key, TaskState.READY if waits else goal(scene.service))

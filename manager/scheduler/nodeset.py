@@ -155,7 +155,7 @@ class NodeSet:
         """Enter `task` as it is now; whether that gave something back to its node."""
         entry = None
         if task.node_id and TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
-            active = task.desired_state <= TaskState.RUNNING
+            active = task.desired_state <= TaskState.COMPLETE
             entry = _Entry(task.node_id, demand(task), active)
         old = self._entries.get(task.id)
         if old == entry:

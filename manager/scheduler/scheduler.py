@@ -145,7 +145,7 @@ def _group(task: Task) -> GroupKey:
 
 
 def _wants_place(task: Task) -> bool:
-    return task.status.state is TaskState.PENDING and task.desired_state <= TaskState.RUNNING
+    return task.status.state is TaskState.PENDING and task.desired_state <= TaskState.COMPLETE
 
 
 def _wants_end(task: Task) -> bool:

@@ -236,6 +236,28 @@ def test_a_global_service_is_on_every_node(docker: Docker) -> None:
     docker("service", "rm", "everywhere")
 
 
+def test_jobs_run_to_their_end(docker: Docker) -> None:
+    """JOB 104, 110, 111; the client itself waits until all is done."""
+    docker(
+        "service", "create", "--name", "job", "--mode", "replicated-job", "--replicas", "4",
+        "--max-concurrent", "2", "--no-healthcheck", "--entrypoint", "/bin/true", "-q", "web:1",
+    )  # fmt: skip
+    listed = ("service", "ls", "--filter", "name=job", "--format", "{{.Mode}} {{.Replicas}}")
+    assert docker(*listed) == "replicated job 0/2 (4/4 completed)"
+    states = docker("service", "ps", "--format", "{{.DesiredState}} {{.CurrentState}}", "job")
+    assert states.count("Complete Complete") == 4
+    docker("service", "update", "--force", "-q", "job")
+    assert docker(*listed) == "replicated job 0/2 (4/4 completed)"
+    docker("service", "rm", "job")
+    docker(
+        "service", "create", "--name", "each", "--mode", "global-job", "--no-healthcheck",
+        "--entrypoint", "/bin/true", "-q", "web:1",
+    )  # fmt: skip
+    nodes = docker("service", "ps", "--format", "{{.Node}}", "each").splitlines()
+    assert sorted(nodes) == ["m1", "m2", "m3"]
+    docker("service", "rm", "each")
+
+
 def test_networks(docker: Docker, service: str) -> None:
     rows = docker("network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}").splitlines()
     assert "net overlay swarm" in rows

@@ -18,6 +18,7 @@ from manager.control import Loop
 from manager.orchestrator.dirty import constraints
 from manager.orchestrator.enforcer import Enforcer
 from manager.orchestrator.global_services import GlobalOrchestrator
+from manager.orchestrator.jobs import GlobalJobOrchestrator, ReplicatedJobOrchestrator
 from manager.orchestrator.reaper import Reaper
 from manager.orchestrator.replicated import ReplicatedOrchestrator
 from manager.store.store import Store, Tx, View
@@ -35,6 +36,7 @@ class FakeAgents:
         self.starts_s = starts_s
         self.fails: dict[str, TaskState] = {}  # image -> how its tasks end instead of running
         self.fails_in_preparation = False  # already while they wait to run
+        self.works_s = 1.0  # how long the tasks of jobs take
         self.full = False  # nothing can be placed here; also for when the scheduler is at work
         self._under_way: set[tuple[str, TaskState]] = set()
 
@@ -59,12 +61,12 @@ class FakeAgents:
         if state > TaskState.RUNNING:
             return state, 0
         if state < TaskState.ASSIGNED:
-            can = desired <= TaskState.RUNNING and self._place(view, task)
+            can = desired <= TaskState.COMPLETE and self._place(view, task)
             return (TaskState.ASSIGNED if can else state), 0
         node = view.get(Node, task.node_id)
         if node is None or node.status.state is NodeState.DOWN:
             return state, 0
-        if desired > TaskState.RUNNING:
+        if desired > TaskState.COMPLETE:
             return (state, 0) if self.stops_s is None else (TaskState.SHUTDOWN, self.stops_s)
         end = self.fails.get(image_of(task))
         if desired is TaskState.READY:
@@ -72,6 +74,8 @@ class FakeAgents:
                 return end, self.starts_s
             return max(state, TaskState.READY), 0
         if state is TaskState.RUNNING:
+            if desired is TaskState.COMPLETE:
+                return TaskState.COMPLETE, self.works_s
             return state, 0
         return (TaskState.RUNNING if end is None else end), self.starts_s
 
@@ -94,7 +98,7 @@ class FakeAgents:
         load = Counter(
             other.node_id
             for other in view.find(Task)
-            if other.desired_state <= TaskState.RUNNING and other.status.state <= TaskState.RUNNING
+            if other.desired_state <= TaskState.COMPLETE and other.status.state <= TaskState.RUNNING
         )
         fit = [
             node
@@ -133,6 +137,8 @@ class Leader:
         loops: list[Loop] = [
             ReplicatedOrchestrator(self._ids),
             GlobalOrchestrator(self._ids),
+            ReplicatedJobOrchestrator(self._ids),
+            GlobalJobOrchestrator(self._ids),
             Reaper(),
             Enforcer(),
             *self._others(),

@@ -13,7 +13,7 @@ from cli import options
 from cli.client import ApiError, Client, CliError
 from cli.context import for_each
 from cli.main import shoal
-from cli.progress import UpdateFailed, wait_converged
+from cli.progress import TasksFailed, UpdateFailed, wait_converged
 
 
 def test_a_file_of_variables_that_is_not_text(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ class _Global:
         if path == "/nodes":
             return [{"ID": "n1", "Status": {"State": "ready"}}]
         if path != "/tasks":
-            return {"Spec": {"Mode": {"Global": {}}}}
+            return {"Spec": {"Mode": {"Global": {}}, "TaskTemplate": {}}}
         self.asked += 1
         state, desired = ("starting", "ready") if self.asked == 2 else ("running", "running")
         task = {"Status": {"State": state}, "DesiredState": desired, "NodeID": "n1"}
@@ -117,10 +117,71 @@ class _Rolling:
             return []
         state, message = next(self._states)
         mode = {"Replicated": {"Replicas": 0}}
-        return {"Spec": {"Mode": mode}, "UpdateStatus": {"State": state, "Message": message}}
+        return {
+            "Spec": {"Mode": mode, "TaskTemplate": {}},
+            "UpdateStatus": {"State": state, "Message": message},
+        }
 
 
 def test_a_rollback_is_what_was_wanted_or_a_failure() -> None:
     wait_converged(_Rolling(), "s", quiet=True, rollback=True)  # type: ignore[arg-type]
     with pytest.raises(UpdateFailed, match="rollback completed: because of t1"):
         wait_converged(_Rolling(), "s", quiet=True)  # type: ignore[arg-type]
+
+
+class _Still:
+    """A client of a cluster in which a service's tasks are as they are."""
+
+    def __init__(self, mode: dict[str, Any], condition: str, states: list[tuple[str, str]]) -> None:
+        """`states`: observed and desired state of the tasks, a slot each."""
+        self._service = {
+            "Spec": {"Mode": mode, "TaskTemplate": {"RestartPolicy": {"Condition": condition}}},
+            "JobStatus": {"JobIteration": {"Index": 2}},
+        }
+        self._tasks = [
+            {
+                "CreatedAt": "2026-01-01T00:00:00Z",
+                "Slot": slot,
+                "Status": {"State": state, "Timestamp": "x", "Err": f"task: {state}"},
+                "DesiredState": desired,
+                "NodeID": "n1",
+                "JobIteration": {"Index": 2},
+            }
+            for slot, (state, desired) in enumerate(states, 1)
+        ]
+        if "Replicated" not in mode:
+            earlier = {"JobIteration": {"Index": 1}, "Status": {}, "DesiredState": "remove"}
+            self._tasks.append(earlier)
+
+    def get(self, path: str, **_: object) -> Any:
+        if path == "/nodes":
+            return [{"ID": "n1", "Status": {"State": "ready"}}]
+        return self._tasks if path == "/tasks" else self._service
+
+
+_JOB = {"ReplicatedJob": {"TotalCompletions": 2, "MaxConcurrent": 1}}
+_COMPLETED = ("complete", "complete")
+
+
+@pytest.mark.parametrize(
+    ("mode", "states"),
+    [
+        (_JOB, [_COMPLETED, _COMPLETED]),
+        ({"GlobalJob": {}}, [_COMPLETED]),
+        ({"Replicated": {"Replicas": 2}}, [("running", "running"), ("complete", "shutdown")]),
+    ],
+    ids=["replicated job", "global job", "tasks that need not run again"],
+)
+def test_what_is_done_is_waited_for_no_longer(
+    mode: dict[str, Any], states: list[tuple[str, str]]
+) -> None:
+    wait_converged(_Still(mode, "none", states), "s", quiet=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", [_JOB, {"Replicated": {"Replicas": 2}}])
+def test_tasks_that_failed_for_good_are_an_error(mode: dict[str, Any]) -> None:
+    """JOB 114."""
+    done = _COMPLETED if mode is _JOB else ("complete", "shutdown")
+    client = _Still(mode, "none", [done, ("failed", "shutdown")])
+    with pytest.raises(TasksFailed, match="1 tasks failed for good: task: failed"):
+        wait_converged(client, "s", quiet=True)  # type: ignore[arg-type]

@@ -60,8 +60,23 @@ def test_flags_go_where_docker_has_them() -> None:
 
 def test_global_services_have_no_replicas() -> None:
     assert created({"image": "a", "mode": "global"}, {})["Mode"] == {"Global": {}}
-    with pytest.raises(click.UsageError, match="replicated services only"):
+    with pytest.raises(click.UsageError, match="replicated services and jobs"):
         created({"image": "a", "mode": "global", "replicas": 2}, {})
+
+
+def test_jobs_have_completions_and_tasks_at_a_time() -> None:
+    """JOB 104: all at a time, unless something else is said."""
+    asked = {"image": "a", "mode": "replicated-job", "replicas": 4}
+    job = {"TotalCompletions": 4, "MaxConcurrent": 4}
+    assert created(asked, {})["Mode"] == {"ReplicatedJob": job}
+    spec = created(asked | {"max_concurrent": 2}, {})
+    assert spec["Mode"] == {"ReplicatedJob": job | {"MaxConcurrent": 2}}
+    updated(spec, {"replicas": 6}, {})
+    assert spec["Mode"] == {"ReplicatedJob": {"TotalCompletions": 6, "MaxConcurrent": 2}}
+    assert created({"image": "a", "mode": "global-job"}, {})["Mode"] == {"GlobalJob": {}}
+    for wrong in ({"mode": "global-job", "replicas": 2}, {"max_concurrent": 2}):
+        with pytest.raises(click.UsageError, match="--max-concurrent"):
+            created({"image": "a"} | wrong, {})
 
 
 def test_an_update_changes_only_what_it_names() -> None:
@@ -112,7 +127,7 @@ def test_an_update_adds_replaces_and_removes() -> None:
 
 def test_replicas_of_a_global_service_cannot_be_changed() -> None:
     spec = created({"image": "a", "mode": "global"}, {})
-    with pytest.raises(click.UsageError, match="replicated services only"):
+    with pytest.raises(click.UsageError, match="replicated services and jobs"):
         updated(spec, {"replicas": 2}, {})
 
 

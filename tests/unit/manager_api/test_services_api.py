@@ -11,6 +11,7 @@ from common.model.mounts import Mount
 from common.model.node import ManagerStatus
 from common.model.service import (
     GlobalJob,
+    ReplicatedJob,
     ReplicatedService,
     Service,
     ServiceMode,
@@ -40,6 +41,11 @@ from tests.unit.manager_api.conftest import World
 CONTAINER = ContainerSpec(image="web:1")
 
 
+BOTH = ServiceMode(global_job=GlobalJob(), replicated=ReplicatedService())
+JOB = ServiceMode(replicated_job=ReplicatedJob())
+NEGATIVE_JOB = ServiceMode(replicated_job=ReplicatedJob(total_completions=-1))
+
+
 def spec(name: str = "web", **more: Any) -> ServiceSpec:
     return build.service(name, **more).spec
 
@@ -65,7 +71,9 @@ BAD = [
     (spec("x" * 64), Invalid, "63 at most"),
     (spec(replicas=-1), Invalid, "replicas is -1"),
     (spec(replicas=10**9), Invalid, "replicas is 1000000000"),
-    (replace(spec(), mode=ServiceMode(global_job=GlobalJob())), NotImplementedHere, "jobs"),
+    (replace(spec(), mode=BOTH), Invalid, "several are given"),
+    (replace(spec(update=UpdateConfig()), mode=JOB), Invalid, "no update"),
+    (replace(spec(), mode=NEGATIVE_JOB), Invalid, "total completions is -1"),
     (with_container(image=""), Invalid, "image is missing"),
     (with_container(image="UPPER:::bad"), Invalid, "invalid reference format"),
     (with_container(image="a b"), Invalid, "invalid reference format"),

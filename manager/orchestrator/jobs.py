@@ -1,0 +1,130 @@
+"""Runs jobs: services whose tasks come to an end by themselves.
+
+A run of a job is an iteration: each change of its spec begins another, and the tasks of the one
+before are removed. A replicated job has as many slots as it needs completions; a slot whose task
+completed is done. A global job has one task on each node that may have one. What fails is tried
+again as the restart policy says; only a task that did not complete ever is, also with "any".
+"""
+
+from collections.abc import Iterable
+
+from common.model.base import Version
+from common.model.node import Node
+from common.model.service import ReplicatedJob, Service
+from common.model.task import Task, TaskState
+from manager.orchestrator import restart
+from manager.orchestrator.global_services import close_ineligible, takes_new
+from manager.orchestrator.loop import ServiceLoop
+from manager.orchestrator.replicated import NEW_PER_PASS, with_tasks_on
+from manager.orchestrator.scene import Draft, Key, Scene, Slot, fill, has_completed
+from manager.store.store import View
+
+
+class ReplicatedJobOrchestrator(ServiceLoop):
+    """The leader's loop for replicated jobs."""
+
+    def handles(self, service: Service) -> bool:
+        return service.spec.mode.replicated_job is not None
+
+    def has_task(self, task: Task) -> bool:
+        return task.slot > 0 and task.job_iteration is not None
+
+    def settle(self, scene: Scene, draft: Draft, view: View) -> None:
+        close_earlier_runs(scene, draft)
+        restart.tend(scene, draft, lambda _key: True)
+        plan(scene, draft)
+
+    def updatable(self, scene: Scene, key: Key) -> bool:
+        return False
+
+    def affected(self, view: View, node: Node) -> Iterable[Service]:
+        return [service for service in with_tasks_on(view, node) if self.handles(service)]
+
+
+class GlobalJobOrchestrator(ServiceLoop):
+    """The leader's loop for global jobs."""
+
+    def handles(self, service: Service) -> bool:
+        return service.spec.mode.global_job is not None
+
+    def has_task(self, task: Task) -> bool:
+        return task.slot == 0 and task.job_iteration is not None
+
+    def settle(self, scene: Scene, draft: Draft, view: View) -> None:
+        close_earlier_runs(scene, draft)
+        close_ineligible(scene, draft)
+        restart.tend(scene, draft, lambda key: self._eligible(scene, key))
+        plan_everywhere(scene, draft, view.find(Node))
+
+    def updatable(self, scene: Scene, key: Key) -> bool:
+        return False
+
+    def affected(self, view: View, node: Node) -> Iterable[Service]:
+        return [service for service in view.find(Service) if self.handles(service)]
+
+    def _eligible(self, scene: Scene, key: Key) -> bool:
+        node = scene.node(str(key))
+        return node is not None and takes_new(scene.service.spec, node)
+
+
+def iteration(service: Service) -> Version | None:
+    """Which run of the job `service` this is."""
+    return service.job_status.job_iteration if service.job_status is not None else None
+
+
+def close_earlier_runs(scene: Scene, draft: Draft) -> None:
+    """Plan the removal of the tasks that belong to an earlier run (behaviour 110)."""
+    for task in draft.tasks():
+        if task.job_iteration != iteration(scene.service):
+            draft.desire(task, TaskState.REMOVE)
+
+
+def plan(scene: Scene, draft: Draft) -> None:
+    """Plan the tasks that the job lacks now (behaviours 104-109)."""
+    job = scene.service.spec.mode.replicated_job or ReplicatedJob()
+    at_once = job.max_concurrent or 0
+    total = job.total_completions or 0
+    slots = _of_this_run(scene, draft)
+    done = {slot.key for slot in slots if _is_done(slot)}
+    busy = {slot.key for slot in slots if slot.active} - done
+    dead = {slot.key for slot in slots if restart.is_dead(scene, slot)}
+    used = done | busy | dead
+    missing = min(at_once - len(busy), total - len(used))
+    if missing > NEW_PER_PASS:
+        missing = NEW_PER_PASS
+        draft.wake(scene.now)
+    everything = draft.slots()
+    number = 0
+    while missing > 0:
+        number += 1
+        if number not in used:
+            fill(scene, draft, number, everything.get(number))
+            missing -= 1
+
+
+def plan_everywhere(scene: Scene, draft: Draft, nodes: Iterable[Node]) -> None:
+    """Plan a task for each of `nodes` that should have one and had none (behaviours 111, 112)."""
+    tried = {
+        slot.key
+        for slot in _of_this_run(scene, draft)
+        if slot.active or restart.is_dead(scene, slot)
+    }
+    slots = draft.slots()
+    for node in nodes:
+        if node.id not in tried and takes_new(scene.service.spec, node):
+            fill(scene, draft, node.id, slots.get(node.id))
+
+
+def _of_this_run(scene: Scene, draft: Draft) -> list[Slot]:
+    """The slots with the tasks of this run only."""
+    now = iteration(scene.service)
+    found = []
+    for slot in draft.slots().values():
+        tasks = tuple(task for task in slot.tasks if task.job_iteration == now)
+        if tasks:
+            found.append(Slot(slot.key, tasks))
+    return found
+
+
+def _is_done(slot: Slot) -> bool:
+    return any(has_completed(task) for task in slot.tasks)
