@@ -8,6 +8,7 @@ import click
 
 from cli.client import ApiError, Client, CliError
 from cli.service_spec import mode_name
+from cli.tasks import slot
 
 POLL_S = 0.2  # as the docker CLI does
 _DEAD = ("complete", "shutdown", "failed", "rejected", "remove", "orphaned")
@@ -90,8 +91,8 @@ def _job_is_over(service: dict[str, Any], tasks: list[dict[str, Any]], shown: "_
 
 def _place(task: dict[str, Any]) -> tuple[int, str]:
     """The slot of a task, or in a global service its node."""
-    slot = task.get("Slot", 0)
-    return (slot, "") if slot else (0, task.get("NodeID", ""))
+    number = slot(task)
+    return (number, "") if number else (0, task.get("NodeID", ""))
 
 
 def given_up(service: dict[str, Any], tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,6 +26,13 @@ def show_tasks(
     fmt.show(_HEADINGS, rows, tasks, quiet=quiet, output=output)
 
 
+def slot(task: dict[str, Any]) -> int:
+    """The number of the task's slot, from 1; 0 if its place is a node. The API counts those of
+    replicated jobs from 0, as Docker's does."""
+    number = int(task.get("Slot", 0))
+    return number + 1 if "Slot" in task and "JobIteration" in task else number
+
+
 def _names(client: Client, path: str, name_of: Any) -> dict[str, str]:
     try:
         return {item["ID"]: name_of(item) for item in client.get(path)}
@@ -37,12 +44,12 @@ def _slot(
     task: dict[str, Any], services: dict[str, str], nodes: dict[str, str]
 ) -> tuple[str, int, str]:
     node = nodes.get(task.get("NodeID", ""), "")
-    return services.get(task.get("ServiceID", ""), ""), task.get("Slot", 0), node
+    return services.get(task.get("ServiceID", ""), ""), slot(task), node
 
 
 def _slot_name(task: dict[str, Any], services: dict[str, str], nodes: dict[str, str]) -> str:
     service = services.get(task.get("ServiceID", ""), task.get("ServiceID", ""))
-    return f"{service}.{task.get('Slot') or task.get('NodeID', '')}"
+    return f"{service}.{slot(task) or task.get('NodeID', '')}"
 
 
 def _row(task: dict[str, Any], name: str, nodes: dict[str, str], whole: bool) -> tuple[str, ...]:

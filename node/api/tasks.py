@@ -40,8 +40,13 @@ class TaskRoutes:
         return await cluster_logs(request, self._daemon, tty=tty, task_id=task.id)
 
     def _json(self, task: Task) -> dict[str, Any]:
-        """A task as Docker shows it: each attachment holds its whole network."""
+        """A task as Docker shows it: each attachment holds its whole network.
+
+        Docker counts the slots of jobs from 0, and its clients wait for just these.
+        """
         data: dict[str, Any] = to_builtins(task)
+        if task.job_iteration is not None and task.slot:
+            data["Slot"] = task.slot - 1
         if task.networks_attachments:
             view = manager(self._daemon).store.view()
             data["NetworksAttachments"] = [
