@@ -54,6 +54,26 @@ class LogConfig(Model, frozen=True, kw_only=True):
     config: dict[str, str] | None = _f(default_factory=lambda: {})
 
 
+class DeviceMapping(Model, frozen=True, kw_only=True):
+    """A device of the host, or a folder of them; `cgroup_permissions`: of r, w and m."""
+
+    path_on_host: str = ""
+    path_in_container: str = ""
+    cgroup_permissions: str = ""
+
+
+class WeightDevice(Model, frozen=True, kw_only=True):
+    path: str = ""
+    weight: int = 0
+
+
+class ThrottleDevice(Model, frozen=True, kw_only=True):
+    """`rate`: bytes or operations a second."""
+
+    path: str = ""
+    rate: int = 0
+
+
 class HostConfig(Model, frozen=True, kw_only=True):
     """What the host gives a container."""
 
@@ -98,6 +118,19 @@ class HostConfig(Model, frozen=True, kw_only=True):
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
     pids_limit: int | None = None
+    memory_swappiness: int | None = None
+    blkio_weight: int = 0
+    blkio_weight_device: tuple[WeightDevice, ...] | None = None
+    blkio_device_read_bps: tuple[ThrottleDevice, ...] | None = None
+    blkio_device_write_bps: tuple[ThrottleDevice, ...] | None = None
+    blkio_device_read_iops: tuple[ThrottleDevice, ...] | None = _f(
+        default=None, name="BlkioDeviceReadIOps"
+    )
+    blkio_device_write_iops: tuple[ThrottleDevice, ...] | None = _f(
+        default=None, name="BlkioDeviceWriteIOps"
+    )
+    devices: tuple[DeviceMapping, ...] | None = None
+    device_cgroup_rules: tuple[str, ...] | None = None
     masked_paths: tuple[str, ...] | None = None
     readonly_paths: tuple[str, ...] | None = None
     runtime: str = ""

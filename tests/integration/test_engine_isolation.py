@@ -1,6 +1,5 @@
 """What a container may not do, tried from inside a real one; and what it is given."""
 
-import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ from common.model.image import ImageConfig
 from common.model.mounts import Mount, TmpfsOptions, VolumeOptions
 from common.model.task import Ulimit
 from tests.support.fake_node import EngineNode, busybox_root, engine_node
+from tests.support.inside import inside, status
 from worker.runtime import capabilities
 
 pytestmark = pytest.mark.root
@@ -28,29 +28,6 @@ async def node(tmp_path: Path) -> AsyncIterator[EngineNode]:
 
 def interpreter() -> os.stat_result:
     return BINARY.stat()
-
-
-async def inside(
-    node: EngineNode, script: str, host: HostConfig | None = None, **fields: object
-) -> str:
-    """What a container that runs `script` prints on both streams."""
-    body = ContainerCreate(
-        image=str(fields.pop("image", "busybox")),
-        cmd=("sh", "-c", script),
-        host_config=host or HostConfig(),
-        **fields,  # type: ignore[arg-type]
-    )
-    ref = await node.engine.create(body)
-    await node.engine.start(ref)
-    async with asyncio.timeout(20):
-        await node.engine.wait(ref)
-    return "".join([line.data.decode() async for line in node.engine.logs(ref)])
-
-
-def status(text: str) -> dict[str, str]:
-    """/proc/self/status as a dict."""
-    pairs = (line.partition(":") for line in text.splitlines())
-    return {name: value.strip() for name, _, value in pairs}
 
 
 async def test_docker_default_rights(node: EngineNode) -> None:
@@ -282,7 +259,7 @@ async def test_a_missing_source_and_a_bad_target_are_refused(node: EngineNode) -
     with pytest.raises(Invalid, match="would cover"):
         await attempt(HostConfig(tmpfs={"/proc": ""}))
     with pytest.raises(NotImplementedHere, match="PidMode"):
-        await attempt(HostConfig(pid_mode="host"))
+        await attempt(HostConfig(pid_mode="shareable"))
     assert node.engine.list(all=True) == []
     assert node.engine.volumes.list() == []
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ from common import names
 from common.clock import Clock
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
-from common.model.container import ContainerCreate
-from worker.engine import points, request
+from common.model.container import ContainerCreate, HostConfig
+from worker.engine import modes, points, request
 from worker.engine.container import Container, MountPoint, Record, State
 from worker.engine.disk import Disk
 from worker.engine.seams import Images, Networks
@@ -61,7 +63,9 @@ class Creation:
         names_: Names,
         ids: Ids,
         clock: Clock,
+        find: Callable[[str], Container],
     ) -> None:
+        self._find = find
         self._disk = disk
         self._images = images
         self._networks = networks
@@ -82,8 +86,10 @@ class Creation:
         """Raises Invalid, NotFound, Conflict, NotImplementedHere; nothing is left then."""
         image = self._images.get(body.image)
         container_id = self._ids.hex(64)
-        host = request.check_host(body.host_config, self._available)
-        config, line = request.merged(body, image.config, container_id)
+        modes.check(body)
+        host = self._with_donors(request.check_host(body.host_config, self._available))
+        body = msgspec.structs.replace(body, host_config=host)
+        config, line = request.merged(self._named(body, container_id), image.config)
         mode, attachments = self._networks_of(body, attachments)
         wishes = points.wishes(config, host)
         chosen = self._names.take(name, container_id)
@@ -115,6 +121,32 @@ class Creation:
             await asyncio.to_thread(self._disk.remove, container_id)
             raise
         return Container(record, State())
+
+    def _with_donors(self, host: HostConfig) -> HostConfig:
+        """`container:NAME` with ids, so that a new name changes nothing."""
+        changes: dict[str, str] = {}
+        for field in ("pid_mode", "ipc_mode", "network_mode"):
+            ref = modes.donor(getattr(host, field))
+            if not ref:
+                continue
+            try:
+                changes[field] = modes.CONTAINER + self._find(ref).id
+            except NotFound as error:
+                # Not NotFound: clients take that for a missing image and go and pull it.
+                raise Invalid(f"HostConfig.{field}: {error}") from error
+        return msgspec.structs.replace(host, **changes)
+
+    def _named(self, body: ContainerCreate, container_id: str) -> ContainerCreate:
+        """With a host name: its own, that of the network or names it shares, or its id."""
+        host = body.host_config
+        if body.hostname:
+            return body
+        name = container_id[:12]
+        if host.network_mode == "host" or host.uts_mode == "host":
+            name = socket.gethostname()
+        elif ref := modes.donor(host.network_mode):
+            name = self._find(ref).config.hostname
+        return msgspec.structs.replace(body, hostname=name)
 
     def _networks_of(
         self, body: ContainerCreate, given: tuple[Attachment, ...] | None

@@ -66,14 +66,15 @@ class Engine:
         )
         self._lifecycle = Lifecycle(
             config, self._disk, self._keeper, images, networks, self.events, self._hierarchy,
-            clock, self._background, self._remove_after_end,
+            clock, self._background, self._remove_after_end, self.find,
         )  # fmt: skip
         available = capabilities.own()
         if not self._lifecycle.device_filter:
             available &= ~capabilities.mask(["CAP_MKNOD"])
         self._creation = Creation(
-            available, self._disk, images, networks, self.volumes, self._names, ids, clock
-        )
+            available, self._disk, images, networks, self.volumes, self._names, ids, clock,
+            self.find,
+        )  # fmt: skip
         self._execs = Execs(self._keeper, self._lifecycle, ids)
         self._monitors = Monitors(self._execs, clock, self._background, self._lifecycle.publish)
         self._logs = Logs(self._disk.folder, clock, self._follow)

@@ -13,7 +13,7 @@ import msgspec
 from common.clock import Clock
 from common.config import DaemonConfig
 from common.errors import Conflict, Invalid, NotFound, ShoalError, Unavailable
-from worker.engine import oci, request, restart, signals
+from worker.engine import devices, files, modes, oci, request, restart, signals
 from worker.engine.background import Background
 from worker.engine.container import Container
 from worker.engine.disk import CONFIG, Disk, replace
@@ -45,7 +45,9 @@ class Lifecycle:
         clock: Clock,
         background: Background,
         on_gone: Callable[[Container], Any],
+        find: Callable[[str], Container],
     ) -> None:
+        self._find = find
         self._config = config
         self._disk = disk
         self._keeper = keeper
@@ -80,10 +82,13 @@ class Lifecycle:
             await self._launch(container)
 
     async def _launch(self, container: Container) -> None:
-        container.sandbox = await self._networks.open_sandbox(_sandbox_spec(container))
+        donors = self._donors(container)
+        if "network" not in donors:
+            spec = _sandbox_spec(container)
+            container.sandbox = await self._networks.open_sandbox(spec)
         try:
             lower = self._images.lower_dirs(container.image_id)
-            await asyncio.to_thread(self._write_files, container, lower)
+            await asyncio.to_thread(self._write_files, container, lower, donors)
             answer = await self._keeper.request("start", container=container.id)
         except (ShoalError, OSError) as error:
             await self._start_failed(container, error)
@@ -117,37 +122,55 @@ class Lifecycle:
         current.exit_code, current.oom_killed, current.error = 0, False, ""
         container.changed()
 
-    def _write_files(self, container: Container, lower: tuple[Path, ...]) -> None:
+    def _donors(self, container: Container) -> dict[str, oci.Donor]:
+        """Whose namespaces it shares. Raises Conflict if one does not run."""
+        found = {}
+        for kind, ref in modes.donors(container.host_config).items():
+            donor = self._find(ref)
+            if donor is container or not donor.live:
+                raise Conflict(
+                    f"cannot join the {kind} namespace of container {donor.name}: it does not run"
+                )
+            if kind == "ipc" and not modes.shares_memory(donor.host_config):
+                raise Conflict(
+                    f"cannot join the ipc namespace of container {donor.name}: it is private; "
+                    "start that container with --ipc shareable"
+                )
+            found[kind] = oci.Donor(donor.id, donor.pid)
+        return found
+
+    def _write_files(
+        self, container: Container, lower: tuple[Path, ...], donors: dict[str, oci.Donor]
+    ) -> None:
         folder, sandbox = self._disk.folder(container.id), container.sandbox
-        assert sandbox is not None
-        hosts = sandbox.hosts + "".join(
-            f"{address}\t{name}\n"
-            for name, _, address in (
-                h.partition(":") for h in container.host_config.extra_hosts or ()
-            )
-        )
-        texts = {
-            "hosts": hosts,
-            "resolv.conf": sandbox.resolv_conf,
-            "hostname": f"{container.config.hostname}\n",
-        }
-        for name, text in texts.items():
-            (folder / name).write_text(text)
-            (folder / name).chmod(0o644)  # whatever the daemon's umask
+        if sandbox is not None:
+            files.write(folder, container, sandbox)
         around = oci.Surroundings(
             folder=folder,
             lower=lower,
-            netns=sandbox.netns,
+            netns=sandbox.netns if sandbox is not None else "",
             cgroup=self.cgroup(container),
             seccomp=self.seccomp(container),
             device_filter=self.device_filter,
+            files=self._disk.folder(self._files_of(container, donors)),
+            devices=devices.find(container.host_config),
+            donors=donors,
         )
         configuration = oci.configuration(container.record, around)
         replace(folder / CONFIG, msgspec.json.encode(configuration), sync=False)
 
+    def _files_of(self, container: Container, donors: dict[str, oci.Donor]) -> str:
+        """Who shares a network shares its /etc/hosts, too; a donor may share another's."""
+        while (donor := donors.get("network")) is not None:
+            container = self._find(donor.id)
+            ids = modes.donors(container.host_config)
+            donors = {kind: oci.Donor(ref, 0) for kind, ref in ids.items()}
+        return container.id
+
     def cgroup(self, container: Container) -> str:
         """Below each hierarchy's mount point."""
-        return f"{self.parent}/{container.id}"
+        own = container.host_config.cgroup_parent.strip("/")
+        return f"{own or self.parent}/{container.id}"
 
     @property
     def parent(self) -> str:
@@ -157,7 +180,7 @@ class Lifecycle:
     @property
     def device_filter(self) -> bool:
         """Whether the machine's cgroups say which devices a container may open."""
-        return self._hierarchy.version == 1
+        return self._hierarchy.filters_devices
 
     def seccomp(self, container: Container, privileged: bool = False) -> str:
         """The file with the filter for the container's processes; "" for none."""

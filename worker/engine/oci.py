@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.model.container import ContainerConfig, HostConfig
-from worker.engine import request
+from worker.engine import devices, modes, request
 from worker.engine.container import MountPoint, Record
+from worker.engine.devices import Devices, Node
 from worker.runtime import capabilities
 from worker.runtime.plan import PREFIX
 
@@ -28,6 +29,7 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 _SHM_SIZE = 64 << 20
 _SMALL_SHARE = 10_000_000  # billionths of a CPU
 _LONGEST_PERIOD = 1_000_000
+_NAMESPACE_FILES = {"pid": "pid", "ipc": "ipc", "network": "net"}  # below /proc/PID/ns
 _PERIOD = 100_000  # µs, of the CPU quota
 # What a container may use; it may make nodes of any device, but not open them.
 _DEVICES: tuple[dict[str, Any], ...] = (
@@ -42,6 +44,16 @@ _DEVICES: tuple[dict[str, Any], ...] = (
 )
 
 
+class Donor(NamedTuple):
+    """A running container whose namespaces another one shares."""
+
+    id: str
+    pid: int
+
+    def namespace(self, kind: str) -> str:
+        return f"/proc/{self.pid}/ns/{kind}"
+
+
 class Surroundings(NamedTuple):
     """What the node adds to a container's own wishes."""
 
@@ -53,25 +65,37 @@ class Surroundings(NamedTuple):
     # Cgroup v1 filters devices. Without that no mount of the container may have working device
     # nodes, and it may make none.
     device_filter: bool
+    files: Path  # folder of hosts, hostname and resolv.conf
+    devices: Devices
+    donors: dict[str, Donor]  # containers whose namespaces are shared, by OCI's names of the kinds
 
 
 def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
     """`config.json` for one start of the container."""
     config, host = record.config, record.host_config
+    own_names = host.uts_mode != "host"
     return {
         "ociVersion": "1.1.0",
         "root": {"path": str(around.folder / "rootfs"), "readonly": host.readonly_rootfs},
-        "hostname": config.hostname,
-        "domainname": config.domainname,
+        "hostname": config.hostname if own_names else "",
+        "domainname": config.domainname if own_names else "",
         "process": {
             "args": [record.path, *record.args],
             **process(config, host, device_filter=around.device_filter),
         },
-        "mounts": mounts(record, around.folder, around.device_filter),
+        "mounts": mounts(record, around),
         "linux": {
-            "namespaces": _namespaces(around.netns),
+            "namespaces": modes.namespaces(
+                host,
+                around.netns,
+                {
+                    kind: donor.namespace(_NAMESPACE_FILES[kind])
+                    for kind, donor in around.donors.items()
+                },
+            ),
+            "devices": [_device(node) for node in around.devices.nodes],
             "cgroupsPath": around.cgroup,
-            "resources": resources(host),
+            "resources": resources(host, around.devices),
             "sysctl": host.sysctls or {},
             "maskedPaths": list(_paths(host.masked_paths, MASKED, host.privileged)),
             "readonlyPaths": list(_paths(host.readonly_paths, READ_ONLY, host.privileged)),
@@ -133,6 +157,9 @@ def _annotations(record: Record, around: Surroundings) -> dict[str, str]:
     }
     if not (around.device_filter or host.privileged):
         notes[f"{PREFIX}overlay.nodev"] = "true"
+    if around.donors:
+        ids = sorted({donor.id for donor in around.donors.values()})
+        notes[f"{PREFIX}requires"] = json.dumps(ids)
     if host.init:
         notes[f"{PREFIX}init"] = "true"
     if config.open_stdin:
@@ -145,9 +172,16 @@ def _annotations(record: Record, around: Surroundings) -> dict[str, str]:
     return notes
 
 
-def _namespaces(netns: str) -> list[dict[str, str]]:
-    kinds = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")]
-    return [*kinds, {"type": "network", "path": netns}] if netns else kinds
+def _device(node: Node) -> dict[str, Any]:
+    return {
+        "path": node.path,
+        "type": node.kind,
+        "major": node.major,
+        "minor": node.minor,
+        "fileMode": node.mode,
+        "uid": node.uid,
+        "gid": node.gid,
+    }
 
 
 def _paths(
@@ -158,11 +192,10 @@ def _paths(
     return () if privileged else default
 
 
-def mounts(record: Record, folder: Path, device_filter: bool = True) -> list[dict[str, Any]]:
+def mounts(record: Record, around: Surroundings) -> list[dict[str, Any]]:
     """All mounts in order: the kernel's, the three files, then the user's by depth."""
     host = record.host_config
     ro = [] if host.privileged else ["ro"]
-    shm = host.shm_size or _SHM_SIZE
     safe = ["nosuid", "noexec", "nodev"]
     entries = [
         _mount("/proc", "proc", safe),
@@ -172,20 +205,32 @@ def mounts(record: Record, folder: Path, device_filter: bool = True) -> list[dic
             "devpts",
             ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        _mount("/dev/shm", "tmpfs", [*safe, "mode=1777", f"size={shm}"]),
+        *_shared_memory(host, around.donors.get("ipc")),
         _mount("/dev/mqueue", "mqueue", safe),
         _mount("/sys", "sysfs", [*safe, *ro]),
         _mount("/sys/fs/cgroup", "cgroup", [*safe, *ro]),
     ]
     taken = {point.destination for point in record.mounts}
     entries += [
-        _mount(f"/etc/{name}", "bind", ["bind"], str(folder / name))
+        _mount(f"/etc/{name}", "bind", ["bind"], str(around.files / name))
         for name in ("hosts", "hostname", "resolv.conf")
         if f"/etc/{name}" not in taken
     ]
     ordered = sorted(record.mounts, key=lambda point: point.destination.count("/"))
-    nodev = not (device_filter or host.privileged)
+    nodev = not (around.device_filter or host.privileged)
     return entries + [user_mount(point, nodev) for point in ordered]
+
+
+def _shared_memory(host: HostConfig, donor: Donor | None) -> list[dict[str, Any]]:
+    """/dev/shm belongs to the IPC namespace in users' eyes."""
+    if host.ipc_mode == "none":
+        return []
+    if host.ipc_mode == "host":
+        return [_mount("/dev/shm", "bind", ["bind"], "/dev/shm")]
+    if donor is not None:
+        return [_mount("/dev/shm", "shm-of", [], donor.namespace("mnt"))]
+    size = host.shm_size or _SHM_SIZE
+    return [_mount("/dev/shm", "tmpfs", ["nosuid", "noexec", "nodev", "mode=1777", f"size={size}"])]
 
 
 def user_mount(point: MountPoint, nodev: bool = False) -> dict[str, Any]:
@@ -204,7 +249,7 @@ def _mount(target: str, kind: str, options: list[str], source: str = "") -> dict
     return {"destination": target, "type": kind, "source": source or kind, "options": options}
 
 
-def resources(host: HostConfig) -> dict[str, Any]:
+def resources(host: HostConfig, found: Devices | None = None) -> dict[str, Any]:
     """`linux.resources`. Without a swap limit a container may swap as much as its memory."""
     memory: dict[str, Any] = {}
     if host.memory:
@@ -213,6 +258,8 @@ def resources(host: HostConfig) -> dict[str, Any]:
         memory["reservation"] = host.memory_reservation
     if host.oom_kill_disable:
         memory["disableOOMKiller"] = True
+    if host.memory_swappiness is not None and host.memory_swappiness >= 0:
+        memory["swappiness"] = host.memory_swappiness
     cpu: dict[str, Any] = {
         "shares": host.cpu_shares,
         "quota": host.cpu_quota,
@@ -227,8 +274,12 @@ def resources(host: HostConfig) -> dict[str, Any]:
     result: dict[str, Any] = {
         "memory": memory,
         "cpu": {name: value for name, value in cpu.items() if value},
-        "devices": [] if host.privileged else list(_DEVICES),
+        "devices": []
+        if host.privileged
+        else [*_DEVICES, *devices.rules(host, found.nodes if found else ())],
     }
+    if found and found.block:
+        result["blockIO"] = found.block
     if host.pids_limit:
         result["pids"] = {"limit": host.pids_limit}
     return result

@@ -19,7 +19,7 @@ from common.model.container import (
 )
 from common.model.image import ImageConfig
 from common.model.task import HealthConfig
-from worker.engine import signals
+from worker.engine import devices, modes, signals
 from worker.network.model import HostPort
 from worker.runtime import capabilities
 
@@ -27,10 +27,15 @@ _NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
 _HOSTNAME = re.compile(r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62})$")
 _PORT = re.compile(r"^(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?$")
 _LEAST_MEMORY = 4 << 20  # as for services; what is smaller cannot even start
-_SYSCTLS = ("net.", "fs.mqueue.", "kernel.shm", "kernel.msg", "kernel.sem")
+_SYSCTLS = ("net.", "fs.mqueue.")
+_SYSCTL_NAMES = (
+    "kernel.domainname", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
+    "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
+)  # fmt: skip
 _LOG_DRIVERS = ("", "json-file", "local", "none")
 _LOG_OPTIONS = {"max-size", "max-file"}
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+HOST_GATEWAY = "host-gateway"  # stands for the node, as the container sees it
 _RESTART = ("", "no", "always", "unless-stopped", "on-failure")
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _SIZE = re.compile(r"^(\d+)\s*([kmg]?)b?$", re.IGNORECASE)
@@ -46,9 +51,7 @@ def check_name(name: str) -> str:
     return bare
 
 
-def merged(
-    body: ContainerCreate, image: ImageConfig, container_id: str
-) -> tuple[ContainerConfig, tuple[str, ...]]:
+def merged(body: ContainerCreate, image: ImageConfig) -> tuple[ContainerConfig, tuple[str, ...]]:
     """The configuration with the image's defaults, and the command to run.
 
     A given entrypoint drops the image's command too, as in Docker. Raises Invalid.
@@ -66,7 +69,6 @@ def merged(
     config = ContainerConfig(
         **{
             **{field: getattr(body, field) for field in ContainerConfig.__struct_fields__},
-            "hostname": body.hostname or container_id[:12],
             "user": body.user or image.user,
             "exposed_ports": {**(image.exposed_ports or {}), **(body.exposed_ports or {})} or None,
             "env": environment(image.env or (), body.env or (), body.tty),
@@ -141,8 +143,8 @@ def check_host(host: HostConfig, available: int) -> HostConfig:
 
     Raises Invalid, NotImplementedHere.
     """
-    _refuse_modes(host)
     _check_limits(host)
+    devices.check(host)
     security(host.security_opt or ())
     if host.runtime not in ("", "shoal"):
         raise NotImplementedHere(f"HostConfig.Runtime = {host.runtime!r}: use shoal")
@@ -160,27 +162,21 @@ def check_host(host: HostConfig, available: int) -> HostConfig:
                 raise ValueError(f"{name} is not available on this machine")
     except ValueError as error:
         raise Invalid(f"HostConfig.CapAdd/CapDrop: {error}") from error
+    for entry in host.extra_hosts or ():
+        _check_extra_host(entry)
     log_options(host)
     return host
 
 
-def _refuse_modes(host: HostConfig) -> None:
-    wanted = {
-        "PidMode": (host.pid_mode, ("", "private")),
-        "IpcMode": (host.ipc_mode, ("", "private", "shareable")),
-        "UTSMode": (host.uts_mode, ("",)),
-        "UsernsMode": (host.userns_mode, ("", "host")),
-        "CgroupnsMode": (host.cgroupns_mode, ("", "private")),
-        "CgroupParent": (host.cgroup_parent, ("",)),
-    }
-    for name, (value, allowed) in wanted.items():
-        if value not in allowed:
-            raise NotImplementedHere(f"HostConfig.{name} = {value!r} is not supported")
-    if host.network_mode.startswith("container:"):
-        raise NotImplementedHere(
-            f"HostConfig.NetworkMode = {host.network_mode!r}: sharing another container's "
-            "network is not supported"
-        )
+def _check_extra_host(entry: str) -> None:
+    name, _, address = entry.partition(":")
+    try:
+        if address != HOST_GATEWAY:
+            ipaddress.ip_address(address)
+    except ValueError:
+        name = ""
+    if not name or any(letter.isspace() for letter in name):
+        raise Invalid(f"HostConfig.ExtraHosts: {entry[:80]!r} is not like name:10.0.0.1")
 
 
 def _check_limits(host: HostConfig) -> None:
@@ -198,9 +194,22 @@ def _check_limits(host: HostConfig) -> None:
         raise Invalid("HostConfig: CpuShares, CpuQuota and CpuPeriod cannot be negative")
     if not -1000 <= host.oom_score_adj <= 1000:
         raise Invalid(f"HostConfig.OomScoreAdj = {host.oom_score_adj} is not in -1000 … 1000")
+    if host.memory_swappiness is not None and not -1 <= host.memory_swappiness <= 100:
+        raise Invalid(f"HostConfig.MemorySwappiness = {host.memory_swappiness} is not in 0 … 100")
+    _check_sysctls(host)
+
+
+def _check_sysctls(host: HostConfig) -> None:
+    """Those of a namespace, which must be the container's own."""
     for name in host.sysctls or {}:
-        if not name.startswith(_SYSCTLS) and name != "kernel.domainname":
+        if not name.startswith(_SYSCTLS) and name not in _SYSCTL_NAMES:
             raise Invalid(f"sysctl {name!r} is not of a namespace and would change the machine")
+        if name.startswith("net.") and host.network_mode == "host":
+            raise Invalid(f"sysctl {name!r} is not allowed with the machine's own network")
+        if name == "kernel.domainname" and host.uts_mode == "host":
+            raise Invalid(f"sysctl {name!r} is not allowed with the machine's own names")
+        if not name.startswith("net.") and name != "kernel.domainname" and host.ipc_mode == "host":
+            raise Invalid(f"sysctl {name!r} is not allowed with the machine's own IPC")
 
 
 def security(options: tuple[str, ...]) -> tuple[bool, bool]:
@@ -294,7 +303,7 @@ def wanted_networks(
 ) -> tuple[str, dict[str, tuple[str, ...]]]:
     """(sandbox mode, aliases by network name) that a user's container asks for."""
     mode = host.network_mode
-    if mode in ("none", "host"):
+    if mode in ("none", "host") or modes.donor(mode):
         return mode, {}
     names: dict[str, tuple[str, ...]] = {}
     if mode not in ("", "default", "bridge"):

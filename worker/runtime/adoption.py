@@ -9,13 +9,20 @@ from collections.abc import Callable
 from worker.runtime import logfile, plan, record, relay
 from worker.runtime import syscalls as sc
 from worker.runtime.held import Container, Process
+from worker.runtime.steps import Plan
 from worker.runtime.supervisor import Supervisor
 
 
-def read_plan(folder: str) -> plan.Plan:
+def read_plan(folder: str) -> Plan:
     """Raises OSError, ValueError."""
     with open(f"{folder}/config.json") as file:
         return plan.plan(json.load(file))
+
+
+def prepare(container: Container, steps: Plan) -> None:
+    """What the plan says about its end."""
+    container.cgroup = steps.cgroup
+    container.own_pids = bool(steps.namespaces & sc.CLONE_NEWPID)
 
 
 def adopt_all(
@@ -29,7 +36,7 @@ def adopt_all(
         container = Container(entry.name, entry.path, new_relay(entry.name))
         container.record = kept
         with contextlib.suppress(OSError, ValueError):
-            container.cgroup = read_plan(entry.path).cgroup
+            prepare(container, read_plan(entry.path))
             supervisor.parents.add(os.path.dirname(container.cgroup))
         supervisor.containers[entry.name] = container
         if not (record.lives(kept) and _adopt_living(supervisor, container, kept)):

@@ -36,6 +36,7 @@ class Container:
         self.record: record.Record | None = None
         self.cgroup = ""
         self.oom: tuple[int, ...] = ()
+        self.own_pids = True  # its other processes end with the first
         self.followed = False
         self.execs: dict[str, Process] = {}
 

@@ -31,6 +31,7 @@ from worker.runtime import syscalls as sc
 from worker.runtime.held import Container, Ends, Process, Refusal
 from worker.runtime.link import Link
 from worker.runtime.reactor import READ, Reactor
+from worker.runtime.steps import Plan
 from worker.runtime.supervisor import Supervisor
 
 SOCKET = "keeper.sock"
@@ -124,10 +125,11 @@ class Keeper:
             raise Refusal(f"container {identity} is running already")
         folder = f"{self._directory}/{identity}"
         steps = adoption.read_plan(folder)
+        self._check_required(steps)
         # A viewer may have come before the start; the folder's old record is overwritten below.
         stdio = self._waiting_viewers.pop(identity, None) or self._new_relay(identity)
         container = Container(identity, folder, stdio)
-        container.cgroup = steps.cgroup
+        adoption.prepare(container, steps)
         self._containers[identity] = container
         try:
             self._start(container, steps, request["n"])
@@ -137,7 +139,18 @@ class Keeper:
             del self._containers[identity]
             raise
 
-    def _start(self, container: Container, steps: plan.Plan, number: int) -> None:
+    def _check_required(self, steps: Plan) -> None:
+        """Whose namespaces are entered must run, with the pid that the paths name. Nothing ends
+        before this request is done: it is reaped here."""
+        processes = [self._running(other).process for other in steps.requires]
+        known = {f"/proc/{process.pid}/" for process in processes if process is not None}
+        paths = [join.path for join in steps.joins]
+        paths += [mount.source for mount in steps.mounts if mount.kind == "shm-of"]
+        for path in paths if known else ():
+            if "/ns/" in path and not path.startswith(tuple(known)):
+                raise Refusal(f"{path} is no longer of a container that runs; try again")
+
+    def _start(self, container: Container, steps: Plan, number: int) -> None:
         self._supervisor.parents.add(os.path.dirname(steps.cgroup))
         self._hierarchy.create(steps.cgroup, steps.resources)
         self._supervisor.watch_oom(container, steps)
@@ -157,7 +170,7 @@ class Keeper:
         process.number, process.session = number, self._link.session
         self._supervisor.begin(container, process)
 
-    def _stdio(self, container: Container, steps: plan.Plan, ends: Ends) -> launch.Stdio:
+    def _stdio(self, container: Container, steps: Plan, ends: Ends) -> launch.Stdio:
         """The child's ends, closed by `ends` after the fork; ours are given to the relay."""
         once = steps.stdin == "once"
         if steps.process.tty:

@@ -14,12 +14,13 @@ import socket
 import stat
 import struct
 import termios
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from worker.runtime import capabilities, mounts, users
 from worker.runtime import syscalls as sc
 from worker.runtime.cgroups import Hierarchy
-from worker.runtime.plan import Capabilities, Plan, Process
+from worker.runtime.steps import Capabilities, Plan, Process
 
 _NEVER_RESET = (signal.SIGKILL, signal.SIGSTOP)
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
@@ -54,7 +55,7 @@ class Launcher:
     def __init__(self, hierarchy: Hierarchy) -> None:
         self._hierarchy = hierarchy
         self._filters: dict[str, bytes] = {}
-        self._own_pidfd = sc.pidfd_open(os.getpid())
+        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         with open("/proc/sys/kernel/cap_last_cap") as file:
             self._last_capability = int(file.read())
         self._available = capabilities.own()  # a machine may withhold some from its root
@@ -68,14 +69,34 @@ class Launcher:
         if into < 0:
             flags &= ~sc.CLONE_NEWCGROUP  # entered once the child is where its root shall be
         filter_ = self._filter(plan.process)
+        others = {}
         try:
-            pid, pidfd = sc.clone3(flags, into)
-            if pid == 0:
-                self._child(report, lambda: self._container(plan, stdio, filter_, into < 0))
+            for join in plan.joins:
+                others[join.kind] = os.open(join.path, os.O_RDONLY | os.O_CLOEXEC)
+            with self._children_in(others.pop(sc.CLONE_NEWPID, -1)):
+                pid, pidfd = sc.clone3(flags, into)
+                if pid == 0:
+                    self._child(
+                        report, lambda: self._container(plan, stdio, filter_, others, into < 0)
+                    )
         finally:
-            if into >= 0:
-                os.close(into)
+            for fd in (into, *others.values()):
+                if fd >= 0:
+                    os.close(fd)
         return pid, pidfd
+
+    @contextlib.contextmanager
+    def _children_in(self, pids: int) -> Iterator[None]:
+        """Children made within are in the pid namespace of a descriptor, which is closed."""
+        if pids < 0:
+            yield
+            return
+        try:
+            sc.setns(pids, sc.CLONE_NEWPID)
+            yield
+        finally:
+            sc.setns(self._own_pids, sc.CLONE_NEWPID)
+            os.close(pids)
 
     def execute(
         self, process: Process, container: int, cgroup: str, stdio: Stdio, report: int
@@ -83,16 +104,15 @@ class Launcher:
         """Start a process in the container of pidfd `container`: (pid, pidfd)."""
         into = self._hierarchy.clone_fd(cgroup)
         filter_ = self._filter(process)
-        sc.setns(container, sc.CLONE_NEWPID)  # only for children made from now on
         try:
-            pid, pidfd = sc.clone3(0, into)
-            if pid == 0:
-                self._child(
-                    report,
-                    lambda: self._visitor(process, container, cgroup, stdio, filter_, into < 0),
-                )
+            with self._children_in(os.dup(container)):
+                pid, pidfd = sc.clone3(0, into)
+                if pid == 0:
+                    self._child(
+                        report,
+                        lambda: self._visitor(process, container, cgroup, stdio, filter_, into < 0),
+                    )
         finally:
-            sc.setns(self._own_pidfd, sc.CLONE_NEWPID)
             if into >= 0:
                 os.close(into)
         return pid, pidfd
@@ -117,15 +137,17 @@ class Launcher:
         finally:
             os._exit(127)
 
-    def _container(self, plan: Plan, stdio: Stdio, filter_: bytes, join: bool) -> None:
+    def _container(
+        self, plan: Plan, stdio: Stdio, filter_: bytes, others: dict[int, int], join: bool
+    ) -> None:
         process = plan.process
         self._detach(process, stdio)
         if join:
             self._hierarchy.join(plan.cgroup)
             if plan.namespaces & sc.CLONE_NEWCGROUP:
                 sc.unshare(sc.CLONE_NEWCGROUP)
-        if plan.netns:
-            _enter_netns(plan.netns)
+        for kind, fd in others.items():
+            sc.setns(fd, kind)
         if plan.hostname:
             sc.sethostname(plan.hostname)
         if plan.domainname:
@@ -148,10 +170,16 @@ class Launcher:
         sources = mounts.open_sources(plan)
         tree = mounts.prepare_root(plan)
         root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        mounts.mount_all(plan, root, sources, self._hierarchy.bind_sources(plan.cgroup))
+        mounts.mount_all(plan, root, sources, self._cgroups(plan))
         mounts.make_devices(plan, root)
         mounts.enter(root)
         return tree
+
+    def _cgroups(self, plan: Plan) -> list[tuple[str, str]]:
+        """Without a cgroup namespace /proc/self/cgroup names paths from the top."""
+        known = [join.kind for join in plan.joins]
+        own = plan.namespaces & sc.CLONE_NEWCGROUP or sc.CLONE_NEWCGROUP in known
+        return self._hierarchy.bind_sources(plan.cgroup, whole=not own)
 
     def _visitor(
         self,
@@ -297,14 +325,6 @@ def _tell(report: int, code: int, message: str) -> None:
         os.write(report, f"{code}\0{message}".encode(errors="replace")[:4000])
 
 
-def _enter_netns(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        sc.setns(fd, sc.CLONE_NEWNET)
-    finally:
-        os.close(fd)
-
-
 def _account(process: Process) -> users.Account:
     identity = process.identity
     return users.resolve(
@@ -397,6 +417,8 @@ def _become_init(process: Process) -> None:
     dumpable process, so that the container can neither read its memory nor open its binary.
     """
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
+    if os.getpid() != 1:  # in a pid namespace of others
+        sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     child = os.fork()
     if child == 0:

@@ -10,7 +10,7 @@ import os
 import stat
 
 from worker.runtime import syscalls as sc
-from worker.runtime.plan import Device, Mount, Plan
+from worker.runtime.steps import Device, Mount, Plan
 
 _LONGEST = 255  # fsconfig takes fewer bytes than 256
 
@@ -105,7 +105,9 @@ def open_sources(plan: Plan) -> dict[int, int]:
     """
     sources = {}
     for index, mount in enumerate(plan.mounts):
-        if mount.kind == "bind":
+        if mount.kind == "shm-of":
+            sources[index] = shared_memory_of(mount.source)
+        elif mount.kind == "bind":
             try:
                 fd = clone(mount.source, mount.attributes, mount.recursive)
             except FileNotFoundError:
@@ -115,6 +117,25 @@ def open_sources(plan: Plan) -> dict[int, int]:
                 sc.mount_propagation(fd, *mount.propagation)
             sources[index] = fd
     return sources
+
+
+def shared_memory_of(namespace: str) -> int:
+    """A detached copy of /dev/shm in another mount namespace, whose root is not trusted."""
+    own, other = (os.open(p, os.O_RDONLY | os.O_CLOEXEC) for p in ("/proc/self/ns/mnt", namespace))
+    try:
+        sc.setns(other, sc.CLONE_NEWNS)
+        try:
+            root = os.open("/", _DIRECTORY)
+            shm = sc.openat2(root, "/dev/shm", os.O_PATH | os.O_DIRECTORY, _INSIDE)
+            os.close(root)
+            tree = clone("", at=shm)
+            os.close(shm)
+        finally:
+            sc.setns(own, sc.CLONE_NEWNS)
+    finally:
+        os.close(own)
+        os.close(other)
+    return tree
 
 
 def mount_all(
@@ -282,8 +303,11 @@ def hide(masked: tuple[str, ...], read_only: tuple[str, ...]) -> None:
         except (FileNotFoundError, NotADirectoryError):
             continue
         if is_directory:
+            # Kernels before 6.15 copy a mount only once it is attached somewhere.
             if empty < 0:
                 empty = filesystem("tmpfs", (("nr_blocks", "1"),), sc.MOUNT_ATTR_RDONLY)
+                sc.move_mount(empty, sc.AT_FDCWD, path)
+                continue
             cover = clone("", at=empty)
         else:
             cover = clone("/dev/null")

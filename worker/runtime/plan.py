@@ -12,14 +12,17 @@ What OCI has no word for stands in annotations:
     org.shoal.init            "true": a small init is process 1
     org.shoal.log.max-size, org.shoal.log.max-files, org.shoal.log ("none": keep nothing)
     org.shoal.stdin           "open", or "once": closed when the first attached client closes
+    org.shoal.requires        containers that must run at the start, as a JSON list: their
+                              namespaces are entered by paths below /proc
 """
 
 import json
 import resource
-from typing import Any, NamedTuple
+from typing import Any
 
 from worker.runtime import capabilities
 from worker.runtime import syscalls as sc
+from worker.runtime.steps import Capabilities, Device, Identity, Join, Mount, Plan, Process
 
 PREFIX = "org.shoal."
 
@@ -54,98 +57,18 @@ class PlanError(ValueError):
     """The configuration asks for something wrong, or for what this runtime does not have."""
 
 
-class Mount(NamedTuple):
-    """One mount below the root. `kind`: "bind", "cgroup", or a file system type."""
-
-    target: str
-    kind: str
-    source: str
-    attributes: int
-    data: tuple[tuple[str, str | None], ...]
-    recursive: bool
-    propagation: tuple[int, bool] | None
-
-
-class Device(NamedTuple):
-    path: str
-    kind: str  # c or b
-    major: int
-    minor: int
-    mode: int
-    uid: int
-    gid: int
-
-
-class Identity(NamedTuple):
-    """Who the process is to be, in the image's words."""
-
-    user: str
-    groups: tuple[str, ...]
-
-
-class Capabilities(NamedTuple):
-    """Bit sets."""
-
-    bounding: int
-    effective: int
-    permitted: int
-    inheritable: int
-    ambient: int
-
-
-class Process(NamedTuple):
-    """What is executed, and with which rights. The same for a container and an exec in it."""
-
-    args: tuple[str, ...]
-    env: dict[str, str]
-    cwd: str
-    tty: bool
-    size: tuple[int, int]  # rows, columns; 0: unset
-    identity: Identity
-    capabilities: Capabilities
-    no_new_privileges: bool
-    rlimits: tuple[tuple[int, int, int], ...]
-    oom_score_adj: int | None
-    seccomp: str
-
-
-class Plan(NamedTuple):
-    """All that a start needs to know."""
-
-    namespaces: int  # CLONE_NEW flags of the new ones
-    netns: str  # path of the one to join
-    root: str
-    lower: tuple[str, ...]
-    upper: str
-    work: str
-    root_attributes: int
-    root_read_only: bool
-    mounts: tuple[Mount, ...]
-    devices: tuple[Device, ...]
-    masked: tuple[str, ...]
-    read_only: tuple[str, ...]
-    sysctls: tuple[tuple[str, str], ...]
-    hostname: str
-    domainname: str
-    process: Process
-    init: bool
-    cgroup: str
-    resources: dict[str, Any]
-    log: tuple[int, int] | None  # bytes of one file, number of files; None: keep nothing
-    stdin: str  # "", "open", "once"
-
-
 def plan(config: dict[str, Any]) -> Plan:
     """The steps for `config`. Raises PlanError naming the field."""
     linux, notes = config.get("linux") or {}, config.get("annotations") or {}
     root = config.get("root") or {}
     if not root.get("path"):
         raise PlanError("root.path is missing")
-    namespaces, netns = _namespaces(linux.get("namespaces") or ())
+    namespaces, joins = _namespaces(linux.get("namespaces") or ())
     lower = tuple(json.loads(notes.get(f"{PREFIX}overlay.lower", "[]")))
     return Plan(
         namespaces=namespaces,
-        netns=netns,
+        joins=joins,
+        requires=tuple(json.loads(notes.get(f"{PREFIX}requires", "[]"))),
         root=root["path"],
         lower=lower,
         upper=notes.get(f"{PREFIX}overlay.upper", ""),
@@ -223,21 +146,21 @@ def mount(entry: dict[str, Any]) -> Mount:
     return Mount(target, kind, source, attributes, tuple(data), recursive, propagation)
 
 
-def _namespaces(entries: "list[dict[str, str]] | tuple[()]") -> tuple[int, str]:
-    flags, netns = 0, ""
+def _namespaces(entries: "list[dict[str, str]] | tuple[()]") -> tuple[int, tuple[Join, ...]]:
+    flags, joins = 0, []
     for entry in entries:
         kind, path = entry.get("type", ""), entry.get("path", "")
         if kind not in _NAMESPACES:
             raise PlanError(f"linux.namespaces: {kind!r} is not supported by the built-in runtime")
-        if path and kind != "network":
-            raise PlanError(f"linux.namespaces: joining a {kind} namespace is not supported")
+        if path and kind == "mount":
+            raise PlanError("linux.namespaces: a mount namespace must be a new one")
         if path:
-            netns = path
+            joins.append(Join(_NAMESPACES[kind], path))
         else:
             flags |= _NAMESPACES[kind]
     if not flags & sc.CLONE_NEWNS:
         raise PlanError("linux.namespaces: a mount namespace is needed")
-    return flags, netns
+    return flags, tuple(joins)
 
 
 def _device(entry: dict[str, Any]) -> Device:

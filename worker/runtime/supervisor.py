@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from worker.runtime import cgroups, launch, plan, record
+from worker.runtime import cgroups, launch, record
 from worker.runtime.held import Container, Process
 from worker.runtime.link import Link
 from worker.runtime.reactor import READ, URGENT, Reactor
+from worker.runtime.steps import Plan
 
 _REAP_RETRY_S = 0.02
 _REAP_ATTEMPTS = 50
@@ -31,10 +32,12 @@ class Supervisor:
         self.parents: set[str] = set()  # cgroups above those of containers
         self._boot_id = record.boot_id()
         self._ends = 0  # of processes
+        self._leaving: set[str] = set()  # cgroups that some process has yet to leave
 
     @property
     def idle(self) -> bool:
-        return all(container.process is None for container in self.containers.values())
+        running = any(container.process is not None for container in self.containers.values())
+        return not running and not self._leaving
 
     @property
     def settled(self) -> bool:
@@ -68,7 +71,7 @@ class Supervisor:
         self._reactor.watch(process.report, READ, lambda _: self._exec_started(container, name))
         self._reactor.watch(process.pidfd, READ, lambda _: self._exec_ended(container, name))
 
-    def watch_oom(self, container: Container, steps: plan.Plan) -> None:
+    def watch_oom(self, container: Container, steps: Plan) -> None:
         if (steps.resources.get("memory") or {}).get("limit"):
             container.oom = self._hierarchy.watch_oom(steps.cgroup)
             events = READ if self._hierarchy.version == 1 else URGENT
@@ -104,6 +107,9 @@ class Supervisor:
             return
         self._close(process)
         container.process = None
+        if not container.own_pids:
+            with contextlib.suppress(OSError):
+                self._hierarchy.kill(container.cgroup)
         container.relay.finish()
         oom = self.oom_kills(container) > 0
         self.leave_cgroup(container)
@@ -220,6 +226,7 @@ class Supervisor:
 
     def _remove_cgroup(self, path: str, identity: str, attempts: int = _REMOVE_ATTEMPTS) -> None:
         """Repeated for a while: the kernel lets go of dead processes when it has time."""
+        self._leaving.discard(path)
         again = self.containers.get(identity)
         if again is not None and again.process is not None:
             return  # started anew meanwhile, in the same cgroup
@@ -229,6 +236,7 @@ class Supervisor:
             return
         if not gone and attempts:
             left = attempts - 1
+            self._leaving.add(path)
             self._reactor.later(_REMOVE_RETRY_S, lambda: self._remove_cgroup(path, identity, left))
 
     def discard_parents(self) -> None:

@@ -8,17 +8,19 @@ from common.errors import Invalid, NotImplementedHere
 from common.model.container import (
     ContainerConfig,
     ContainerCreate,
+    DeviceMapping,
     EndpointConfig,
     HostConfig,
     LogConfig,
     NetworkingConfig,
     PortBinding,
     RestartRule,
+    ThrottleDevice,
 )
 from common.model.image import ImageConfig
 from common.model.mounts import BindOptions, DriverConfig, Mount, VolumeOptions
 from common.model.task import HealthConfig
-from worker.engine import oci, points, request, signals
+from worker.engine import devices, files, modes, oci, points, request, signals
 from worker.network.model import HostPort
 
 ALL = (1 << 41) - 1
@@ -29,7 +31,7 @@ IMAGE = ImageConfig(
 
 
 def merged(image: ImageConfig = IMAGE, **fields: Any) -> tuple[ContainerConfig, tuple[str, ...]]:
-    return request.merged(ContainerCreate(image="i", **fields), image, "0123456789abcdef")
+    return request.merged(ContainerCreate(image="i", **fields), image)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,6 @@ def test_the_image_gives_defaults() -> None:
     assert (config.user, config.working_dir, config.stop_signal) == ("app", "/srv", "SIGINT")
     assert config.labels == {"from": "image", "own": "1"}
     assert set(config.volumes or {}) == {"/data", "/more"}
-    assert config.hostname == "0123456789ab"
 
 
 def test_environment_without_a_value_unsets() -> None:
@@ -96,11 +97,24 @@ def test_health_is_merged_field_by_field() -> None:
         ),
         (HostConfig(log_config=LogConfig(config={"max-size": "big"})), Invalid, "max-size"),
         (HostConfig(log_config=LogConfig(type="syslog")), NotImplementedHere, "syslog"),
-        (HostConfig(pid_mode="container:x"), NotImplementedHere, "PidMode"),
-        (HostConfig(ipc_mode="host"), NotImplementedHere, "IpcMode"),
-        (HostConfig(userns_mode="remap"), NotImplementedHere, "UsernsMode"),
-        (HostConfig(cgroup_parent="/x"), NotImplementedHere, "CgroupParent"),
-        (HostConfig(network_mode="container:x"), NotImplementedHere, "NetworkMode"),
+        (HostConfig(sysctls={"kernel.shmfoo": "1"}), Invalid, "kernel.shmfoo"),
+        (HostConfig(sysctls={"kernel.sem": "1"}, ipc_mode="host"), Invalid, "own IPC"),
+        (HostConfig(sysctls={"net.x": "1"}, network_mode="host"), Invalid, "own network"),
+        (HostConfig(devices=(DeviceMapping(path_on_host="x"),)), Invalid, "Devices: 'x'"),
+        (
+            HostConfig(devices=(DeviceMapping(path_on_host="/x", cgroup_permissions="rx"),)),
+            Invalid,
+            "'rx' is not made of",
+        ),
+        (HostConfig(device_cgroup_rules=("c 1:3 rwx",)), Invalid, "DeviceCgroupRules"),
+        (HostConfig(blkio_weight=5), Invalid, "BlkioWeight = 5"),
+        (
+            HostConfig(blkio_device_read_bps=(ThrottleDevice(path="/dev/x"),)),
+            Invalid,
+            "BlkioDeviceReadBps",
+        ),
+        (HostConfig(memory_swappiness=101), Invalid, "MemorySwappiness"),
+        (HostConfig(extra_hosts=("db:nowhere",)), Invalid, "ExtraHosts"),
         (HostConfig(security_opt=("seccomp={}",)), NotImplementedHere, "SecurityOpt"),
         (HostConfig(runtime="runc"), NotImplementedHere, "Runtime"),
     ],
@@ -108,6 +122,66 @@ def test_health_is_merged_field_by_field() -> None:
 def test_refused_with_the_fields_name(host: HostConfig, error: type[Exception], field: str) -> None:
     with pytest.raises(error, match=field):
         request.check_host(host, ALL)
+
+
+@pytest.mark.parametrize(
+    ("host", "fields", "error", "text"),
+    [
+        (HostConfig(pid_mode="container:"), {}, Invalid, "names no container"),
+        (HostConfig(pid_mode="shareable"), {}, NotImplementedHere, "PidMode = 'shareable'"),
+        (HostConfig(userns_mode="remap"), {}, NotImplementedHere, "UsernsMode"),
+        (HostConfig(uts_mode="host"), {"hostname": "x"}, Invalid, "the UTS mode"),
+        (HostConfig(cgroup_parent="/a/../b"), {}, Invalid, "CgroupParent"),
+        (HostConfig(cgroup_parent="a.slice"), {}, Invalid, "systemd"),
+        (HostConfig(network_mode="container:x"), {"hostname": "y"}, Invalid, "hostname and"),
+        (HostConfig(network_mode="container:x", dns=("1.1.1.1",)), {}, Invalid, "dns and"),
+        (HostConfig(network_mode="container:x", publish_all_ports=True), {}, Invalid, "port"),
+    ],
+)
+def test_modes_that_cannot_be(
+    host: HostConfig, fields: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        modes.check(ContainerCreate(image="i", host_config=host, **fields))
+
+
+def test_namespaces_of_modes() -> None:
+    host = HostConfig(pid_mode="host", ipc_mode="container:a", cgroupns_mode="host")
+    modes.check(ContainerCreate(image="i", host_config=host))
+    found = modes.namespaces(host, "/run/netns/x", {"ipc": "/proc/7/ns/ipc"})
+    assert found == [
+        {"type": "mount"},
+        {"type": "ipc", "path": "/proc/7/ns/ipc"},
+        {"type": "uts"},
+        {"type": "network", "path": "/run/netns/x"},
+    ]
+    assert modes.donors(host) == {"ipc": "a"}
+    assert modes.shares_memory(host)
+    assert not modes.shares_memory(HostConfig())
+
+
+def test_extra_hosts() -> None:
+    entries = ("db:10.9.8.7", "v6:::1", "node:host-gateway")
+    text = files.extra_hosts(entries, "10.192.0.1")
+    assert text == "10.9.8.7\tdb\n::1\tv6\n10.192.0.1\tnode\n"
+    with pytest.raises(Invalid, match="no gateway"):
+        files.extra_hosts(entries, "")
+
+
+def test_devices_and_their_rules() -> None:
+    host = HostConfig(
+        devices=(DeviceMapping(path_on_host="/dev/zero", path_in_container="/dev/nil"),),
+        device_cgroup_rules=("b 8:* rm",),
+    )
+    found = devices.find(host)
+    assert [(n.path, n.kind, n.major, n.minor) for n in found.nodes] == [("/dev/nil", "c", 1, 5)]
+    assert devices.rules(host, found.nodes) == [
+        {"allow": True, "type": "c", "major": 1, "minor": 5, "access": "rwm"},
+        {"allow": True, "type": "b", "major": 8, "access": "rm"},
+    ]
+    for path, text in (("/etc/passwd", "is not a device"), ("/dev/none", "No such file")):
+        with pytest.raises(Invalid, match=text):
+            devices.find(HostConfig(devices=(DeviceMapping(path_on_host=path),)))
 
 
 def test_a_capability_the_machine_lacks_is_refused() -> None:

@@ -75,8 +75,9 @@ class Hierarchy(Protocol):
     def clone_fd(self, path: str) -> int:
         """A descriptor for CLONE_INTO_CGROUP, or -1 where the child must `join`."""
 
-    def bind_sources(self, path: str) -> list[tuple[str, str]]:
-        """(directory, name below /sys/fs/cgroup) of what a container is shown of itself."""
+    def bind_sources(self, path: str, whole: bool = False) -> list[tuple[str, str]]:
+        """(directory, name below /sys/fs/cgroup) of what a container is shown: its own cgroup, or
+        with `whole` the tree that it is part of, if that is one tree."""
 
     def watch_oom(self, path: str) -> tuple[int, ...]:
         """Descriptors to watch: the first becomes readable (v1) or urgent (v2) at each OOM."""

@@ -197,7 +197,7 @@ class V1:
     def clone_fd(self, path: str) -> int:
         return -1
 
-    def bind_sources(self, path: str) -> list[tuple[str, str]]:
+    def bind_sources(self, path: str, whole: bool = False) -> list[tuple[str, str]]:
         return [(self._dir(c, path), c) for c in self.controllers]
 
     def watch_oom(self, path: str) -> tuple[int, ...]:

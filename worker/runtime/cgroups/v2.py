@@ -156,8 +156,8 @@ class V2:
     def clone_fd(self, path: str) -> int:
         return os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def bind_sources(self, path: str) -> list[tuple[str, str]]:
-        return [(f"{self._root}/{path}", "")]
+    def bind_sources(self, path: str, whole: bool = False) -> list[tuple[str, str]]:
+        return [(self._root if whole else f"{self._root}/{path}", "")]
 
     def watch_oom(self, path: str) -> tuple[int, ...]:
         return (os.open(f"{self._root}/{path}/memory.events", os.O_RDONLY | os.O_CLOEXEC),)
