@@ -1,9 +1,13 @@
 """One simulated run of Raft, or of Raft and the store, from one seed."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.support.faulty_files import FaultyFiles
 from tests.support.raft_chaos import Chaos
 from tests.support.raft_store_chaos import StoreChaos
 from tests.support.raft_store_world import StoreWorld
@@ -25,14 +29,28 @@ async def run_seed(seed: int) -> World:
 async def run_store_seed(seed: int) -> StoreChaos:
     """One run of a cluster of stores. Raises Violation, as `run_seed` does."""
     async with asyncio.TaskGroup() as group:
-        world = StoreWorld(f"store {seed}", group)
-        chaos = StoreChaos(world, f"{seed}", _size(seed), pauses=seed % 4 == 2)
-        await _told(world, chaos, seed, "test_stores_under_faults")
+        with real_files(seed % 4 == 1) as files:
+            world = StoreWorld(f"store {seed}", group, files=files)
+            chaos = StoreChaos(world, f"{seed}", _size(seed), pauses=seed % 4 == 2)
+            await _told(world, chaos, seed, "test_stores_under_faults")
     return chaos
 
 
 def _size(seed: int) -> int:
     return 5 if seed % 3 == 0 else 3
+
+
+@contextlib.contextmanager
+def real_files(real: bool = True) -> Iterator[FaultyFiles | None]:
+    """The product's own files, in memory; or none, and members have the simpler fake disk."""
+    if not real:
+        yield None
+        return
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
+        files = FaultyFiles(Path(scratch))
+        with files.in_force("manager.raft"):
+            yield files
 
 
 async def _told(world: World, chaos: Chaos, seed: int, test: str) -> None:

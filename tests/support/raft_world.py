@@ -20,7 +20,11 @@ from manager.raft.driver import Driver, StateMachine, bootstrap
 from manager.raft.membership import AddLearner, Promote
 from manager.raft.message import Entry, Member, decode
 from manager.raft.work import Role
+from tests.support.faulty_files import FaultyFiles
 from tests.support.raft_disk import FakeDisk, Platter
+from tests.support.raft_file_disk import FaultyFileDisk
+
+SimulatedDisk = FakeDisk | FaultyFileDisk
 
 SIM_CONFIG = RaftConfig(
     snapshot_entries=40, keep_entries=8, chunk_bytes=256, append_bytes=400, window=4
@@ -144,11 +148,11 @@ class _PausableDriver(Driver):
 class Process:
     """One member from its start to its crash."""
 
-    def __init__(self, world: "World", member: Member, platter: Platter, run: int) -> None:
+    def __init__(self, world: "World", member: Member, run: int) -> None:
         self.member = member
         self.alive = True
         name = f"{world.seed}/{member.id}/{run}"
-        self.disk = FakeDisk(platter, random.Random(f"{name}/disk"), syncs_votes=world.syncs_votes)
+        self.disk = world.make_disk(member.id, random.Random(f"{name}/disk"))
         self.machine = world.make_machine(member.id)
         self.around: list[asyncio.Task[None]] = []  # what ends with it
         self.paused = False
@@ -237,12 +241,14 @@ class World:
         group: asyncio.TaskGroup,
         *,
         config: RaftConfig = SIM_CONFIG,
-        syncs_votes: bool = True,
+        files: FaultyFiles | None = None,
     ) -> None:
+        """With `files`, members write real files, by the product's own code."""
         self.seed = seed
         self.group = group
         self.config = config
-        self.syncs_votes = syncs_votes
+        self.files = files
+        self._disks: dict[str, FaultyFileDisk] = {}
         self.checker = self.make_checker()
         self.processes: dict[str, Process] = {}
         self.platters: dict[str, Platter] = {}
@@ -255,6 +261,21 @@ class World:
 
     def make_checker(self) -> Checker:
         return Checker()
+
+    def make_disk(self, member_id: str, rng: random.Random) -> SimulatedDisk:
+        """The disk of `member_id`, with what its last run has left."""
+        if self.files is None:
+            platter = self.platters.setdefault(member_id, Platter())
+            return FakeDisk(platter, rng)
+        before = self._disks.get(member_id)
+        path, folder = self.files.folder(before.left() if before else {}, rng)
+        disk = self._disks[member_id] = FaultyFileDisk(path, folder, member_id, rng)
+        return disk
+
+    def wipe(self, member_id: str) -> None:
+        """The machine of `member_id`, which is down, gets an empty disk."""
+        self.platters.pop(member_id, None)
+        self._disks.pop(member_id, None)
 
     def make_machine(self, member_id: str) -> StateMachine:
         """What a process of `member_id` applies the log to."""
@@ -274,8 +295,7 @@ class World:
         """Start member `member_id` on what its disk holds."""
         self._runs += 1
         self.checker.note(f"{member_id} starts")
-        platter = self.platters.setdefault(member_id, Platter())
-        process = Process(self, member(member_id), platter, self._runs)
+        process = Process(self, member(member_id), self._runs)
         self.processes[member_id] = process
         return process
 
@@ -294,8 +314,9 @@ class World:
 
     async def found(self, count: int) -> Process:
         """A cluster of `count` voters, m1 leading."""
-        disk = FakeDisk(self.platters.setdefault("m1", Platter()), random.Random(self.seed))
+        disk = self.make_disk("m1", random.Random(self.seed))
         await bootstrap(disk, member("m1"))
+        await disk.close()
         first = self.start("m1")
         for number in range(2, count + 1):
             await self.add(f"m{number}")
