@@ -34,8 +34,8 @@ def test_stores_under_faults(part: int) -> None:
         moved += seen.moved
     # Otherwise the world was so cruel, or so kind, that nothing was tested.
     if not ONLY:
-        assert answered > 100 * len(seeds)
-        assert terms > 2 * len(seeds)
-        assert compared > 20 * len(seeds)
-        assert resynced > len(seeds)
-        assert moved > 10 * len(seeds)
+        assert answered >= 100 * len(seeds)
+        assert terms >= 2 * len(seeds)
+        assert compared >= 20 * len(seeds)
+        assert resynced >= len(seeds)
+        assert moved >= 10 * len(seeds)

@@ -15,7 +15,8 @@ import random
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -140,20 +141,39 @@ class FaultyFiles:
 
     @contextlib.contextmanager
     def in_force(self, package: str) -> Iterator[None]:
-        """The modules of `package` see these files' `os` in the place of the real one."""
-        counting = _CountingOs(self)
-        modules = [
-            module
-            for name, module in sys.modules.items()
-            if name.startswith(f"{package}.") and getattr(module, "os", None) is os
+        """The modules of `package` see these files' `os` in the place of the real one.
+
+        And no threads: what they give to one is done at once, so that runs can be replayed.
+        """
+        replaced = {"os": _CountingOs(self), "ThreadPoolExecutor": _NoThread}
+        before = [
+            (vars(module), name, vars(module)[name])
+            for module_name, module in sys.modules.items()
+            for name in replaced
+            if module_name.startswith(f"{package}.") and name in vars(module)
         ]
         try:
-            for module in modules:
-                vars(module)["os"] = counting
+            for names, name, _ in before:
+                names[name] = replaced[name]
             yield
         finally:
-            for module in modules:
-                vars(module)["os"] = os
+            for names, name, real in before:
+                names[name] = real
+
+
+class _NoThread(Executor):
+    """Does at once what it is given."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(function(*args, **named))
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever looks at the future
+            done.set_exception(error)
+        return done
 
 
 class _CountingOs(ModuleType):

@@ -18,7 +18,7 @@ from manager.manager import Lead
 from manager.raft.driver import StateMachine
 from manager.store.change import PROVISIONAL, Event
 from manager.store.store import Resync, Store, View
-from manager.store.tables import KINDS, Tables
+from manager.store.tables import KINDS
 from tests.support.memory_proposer import LoopClock
 from tests.support.raft_world import Checker, Process, World
 
@@ -64,8 +64,8 @@ class WatchedStore(Store):
         super().apply(index, data)
         self._checker.applied(self._member_id, index, data, 0)
 
-    def _commit(self, index: int, tables: Tables, events: list[Event], size: int) -> None:
-        super()._commit(index, tables, events, size)
+    def _commit(self, index: int, *rest: Any) -> None:
+        super()._commit(index, *rest)
         if index % DIGEST_EVERY == 0:
             self.show()
 
