@@ -38,11 +38,27 @@ class Proposer(Protocol):
 class _Batch:
     """Transactions that share an entry."""
 
-    def __init__(self, done: asyncio.Future[None]) -> None:
+    def __init__(self) -> None:
         self.changes: list[msgspec.Raw] = []
         self.transactions: list[tuple[int, list[Change]]] = []  # provisional version, changes
         self.size = 0
-        self.done = done
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def outcome(self) -> asyncio.Future[None]:
+        """One for each caller, so that one who gives up does not take the others along."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    def succeed(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
 
 
 class Pipeline:
@@ -76,7 +92,7 @@ class Pipeline:
     async def commit(self, changes: list[Change], tables: Tables, provisional: int) -> None:
         """Bring `changes` into the log; `tables` is the newest state with them made."""
         if changes:
-            await asyncio.shield(self._add(changes, tables, provisional).done)
+            await self._add(changes, tables, provisional).outcome()
         else:
             await self.settled()
 
@@ -90,7 +106,7 @@ class Pipeline:
         if batch is None:
             return
         try:
-            await asyncio.shield(batch.done)
+            await batch.outcome()
         except ProposalUncertain as error:
             raise self.not_leader() from error
 
@@ -121,9 +137,7 @@ class Pipeline:
 
     def _open_batch(self, size: int) -> _Batch:
         if not self._waiting or self._waiting[-1].size + size > ENTRY_BYTES_MAX:
-            done = asyncio.get_running_loop().create_future()
-            done.add_done_callback(_retrieve)
-            self._waiting.append(_Batch(done))
+            self._waiting.append(_Batch())
         return self._waiting[-1]
 
     def _schedule(self) -> None:
@@ -159,8 +173,7 @@ class Pipeline:
 
     def _succeed(self, batch: _Batch) -> None:
         self._flying.remove(batch)
-        if not batch.done.done():
-            batch.done.set_result(None)
+        batch.succeed()
         self._overlay = self._rebased()
         self._flush()
 
@@ -177,8 +190,7 @@ class Pipeline:
 
     def _fail(self, batch: _Batch, error: Exception) -> None:
         self._flying.remove(batch)
-        if not batch.done.done():
-            batch.done.set_exception(error)
+        batch.fail(error)
         # What waits was built upon a write that failed. What was proposed after it is the
         # proposer's to answer: it may be in the log by now.
         self._stop(self.not_leader())
@@ -186,13 +198,6 @@ class Pipeline:
     def _stop(self, error: ShoalError) -> None:
         self.stopped = True
         for batch in self._waiting:
-            if not batch.done.done():
-                batch.done.set_exception(error)
+            batch.fail(error)
         self._waiting.clear()
         self._waiting_bytes = 0
-
-
-def _retrieve(done: asyncio.Future[None]) -> None:
-    """Look at the outcome, so that nobody calls it overlooked when all waiters are gone."""
-    if not done.cancelled():
-        done.exception()
