@@ -13,7 +13,7 @@ from common.model.image import ImageConfig
 from common.model.mounts import Mount, TmpfsOptions, VolumeOptions
 from common.model.task import Ulimit
 from tests.support.fake_node import EngineNode, busybox_root, engine_node
-from tests.support.inside import inside, status
+from tests.support.inside import begin, inside, status
 from worker.runtime import capabilities
 
 pytestmark = pytest.mark.root
@@ -185,6 +185,30 @@ async def test_security_options(node: EngineNode) -> None:
     host = HostConfig(security_opt=("no-new-privileges:true",))
     shown = status(await inside(node, "cat /proc/self/status", host, user="app"))
     assert (shown["NoNewPrivs"], shown["Seccomp"]) == ("1", "2")
+
+
+async def test_a_seccomp_profile_of_the_users(node: EngineNode) -> None:
+    """Refused calls fail as the profile says, in the container and in an exec."""
+    profile = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [
+            {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95},
+            {"names": ["chmod", "fchmodat"], "action": "SCMP_ACT_KILL_PROCESS"},
+        ],
+    }
+    host = HostConfig(security_opt=(f"seccomp={json.dumps(profile)}",), cap_add=("SYS_ADMIN",))
+    script = "mkdir /x; echo $?; chmod 700 /tmp; echo $?; mount -t tmpfs none /tmp && echo mounted"
+    text = await inside(node, script, host)
+    assert "not supported" in text
+    assert text.splitlines()[1] == "1"
+    assert "159" in text.split()  # SIGSYS
+    assert "mounted" in text
+    ref = await begin(node, "sleep 100", host)
+    code, output = await node.engine._execs.run(
+        node.engine.find(ref), ("mkdir", "/y"), timeout_s=10, limit=1000
+    )
+    assert code == 1
+    assert b"not supported" in output
 
 
 async def test_limits(node: EngineNode) -> None:

@@ -185,10 +185,11 @@ class Lifecycle:
     def seccomp(self, container: Container, privileged: bool = False) -> str:
         """The file with the filter for the container's processes; "" for none."""
         host = container.host_config
-        wanted, _ = request.security(host.security_opt or ())
-        if not wanted or host.privileged or privileged:
+        wanted = request.security(host.security_opt or ()).seccomp
+        if wanted == "unconfined" or host.privileged or privileged:
             return ""
-        return str(self._filters.path(frozenset(oci.granted(host))))
+        profile = "" if wanted == "builtin" else wanted
+        return str(self._filters.path(frozenset(oci.granted(host)), profile))
 
     # --- the end
 

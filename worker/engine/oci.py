@@ -112,7 +112,7 @@ def process(
 ) -> dict[str, Any]:
     """The `process` member without its arguments; an exec has the same."""
     names = granted(host, privileged, device_filter)
-    _, no_new_privileges = request.security(host.security_opt or ())
+    no_new_privileges = request.security(host.security_opt or ()).no_new_privileges
     return {
         "terminal": config.tty,
         "env": list(config.env or ()),

@@ -5,7 +5,7 @@ What Docker would honour and this engine does not is refused here, by name.
 
 import ipaddress
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,7 +21,7 @@ from common.model.image import ImageConfig
 from common.model.task import HealthConfig
 from worker.engine import devices, modes, signals
 from worker.network.model import HostPort
-from worker.runtime import capabilities
+from worker.runtime import capabilities, seccomp_profile
 
 _NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
 _HOSTNAME = re.compile(r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62})$")
@@ -145,7 +145,7 @@ def check_host(host: HostConfig, available: int) -> HostConfig:
     """
     _check_limits(host)
     devices.check(host)
-    security(host.security_opt or ())
+    _check_seccomp(host)
     if host.runtime not in ("", "shoal"):
         raise NotImplementedHere(f"HostConfig.Runtime = {host.runtime!r}: use shoal")
     if host.restart_policy.name not in _RESTART:
@@ -212,18 +212,42 @@ def _check_sysctls(host: HostConfig) -> None:
             raise Invalid(f"sysctl {name!r} is not allowed with the machine's own IPC")
 
 
-def security(options: tuple[str, ...]) -> tuple[bool, bool]:
-    """(seccomp filter, no new privileges) of HostConfig.SecurityOpt."""
-    seccomp, no_new_privileges = True, False
+class Security(NamedTuple):
+    """`seccomp`: "builtin", "unconfined", or a profile as JSON text."""
+
+    seccomp: str
+    no_new_privileges: bool
+
+
+def security(options: tuple[str, ...]) -> Security:
+    """HostConfig.SecurityOpt. Raises NotImplementedHere."""
+    seccomp, no_new_privileges = "builtin", False
     for option in options:
-        name, _, value = option.replace(":", "=", 1).partition("=")
+        name, value = _pair(option)
         if name == "no-new-privileges" and value in ("", "true", "false"):
             no_new_privileges = value != "false"
-        elif name == "seccomp" and value in ("unconfined", "builtin"):
-            seccomp = value != "unconfined"
+        elif name == "seccomp" and (value in ("unconfined", "builtin") or value[:1] == "{"):
+            seccomp = value
         elif (name, value) not in (("apparmor", "unconfined"), ("label", "disable")):
             raise NotImplementedHere(f"HostConfig.SecurityOpt {option[:80]!r} is not supported")
-    return seccomp, no_new_privileges
+    return Security(seccomp, no_new_privileges)
+
+
+def _pair(option: str) -> tuple[str, str]:
+    """`name=value`, or with a colon as it was written once."""
+    match = re.match(r"([^:=]*)[:=]?(.*)", option, re.DOTALL)
+    assert match is not None
+    return match[1], match[2].strip()
+
+
+def _check_seccomp(host: HostConfig) -> None:
+    text = security(host.security_opt or ()).seccomp
+    if text in ("unconfined", "builtin"):
+        return
+    try:
+        seccomp_profile.resolve(text, frozenset(), (6, 0))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Invalid(f"HostConfig.SecurityOpt seccomp: {error}") from error
 
 
 def log_options(host: HostConfig) -> tuple[int, int] | None:

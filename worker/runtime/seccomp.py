@@ -2,33 +2,29 @@
 
 The profile is kept as the calls that are refused, by number, for each architecture; all other
 numbers up to the newest call known here are allowed, and what is newer does not exist (ENOSYS), so
-that libraries fall back. The program searches ranges of numbers in binary, which makes it short
-(the kernel copies it at each start) and quick (it runs at each call).
+that libraries fall back. Profiles that users give are in `seccomp_profile`.
 """
 
 import errno
 import hashlib
 import os
 import platform
-import struct
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-_ALLOW = 0x7FFF0000
-_ERRNO = 0x00050000
-_KILL = 0x80000000
-_DENY = _ERRNO | errno.EPERM
-_UNKNOWN = _ERRNO | errno.ENOSYS
+from worker.runtime import bpf, seccomp_profile
+
+_DENY = bpf.ERRNO | errno.EPERM
+_UNKNOWN = bpf.ERRNO | errno.ENOSYS
 
 # Actions that look at an argument; beyond any real action.
 _CLONE, _PERSONALITY, _SOCKET = -1, -2, -3
 
-_LD, _JEQ, _JGE, _JSET, _JA, _RET = 0x20, 0x15, 0x35, 0x45, 0x05, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 _NAMESPACES = 0x7E020000  # every CLONE_NEW flag that clone(2) takes
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 _AF_VSOCK = 40
+_MOST_CACHED = 100
 
 # Refused unless the container has the capability. "" is never granted.
 _GROUPS: dict[str, str] = {
@@ -122,8 +118,6 @@ _AARCH64 = Architecture(
 )
 _MACHINES = {"x86_64": (_X86_64, _I386), "aarch64": (_AARCH64,)}
 
-Instruction = tuple[int, int, int, int]
-
 
 def default_filter(capabilities: frozenset[str], machine: str = "") -> bytes:
     """The filter for a container that has `capabilities`, as the kernel takes it.
@@ -133,17 +127,15 @@ def default_filter(capabilities: frozenset[str], machine: str = "") -> bytes:
     machine = machine or platform.machine()
     if machine not in _MACHINES:
         raise ValueError(f"no seccomp profile for {machine}; use --security-opt seccomp=unconfined")
-    program: list[Instruction] = []
-    for architecture in _MACHINES[machine]:
-        body = _body(actions(architecture, capabilities))
-        program += [
-            (_LD, 0, 0, _ARCHITECTURE),
-            (_JEQ, 1, 0, architecture.audit),
-            (_JA, 0, 0, len(body)),
-            *body,
+    return bpf.assemble(
+        [
+            (
+                architecture.audit,
+                [(first, _block(action)) for first, action in actions(architecture, capabilities)],
+            )
+            for architecture in _MACHINES[machine]
         ]
-    program.append((_RET, 0, 0, _KILL))
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    )
 
 
 def actions(architecture: Architecture, capabilities: frozenset[str]) -> list[tuple[int, int]]:
@@ -159,7 +151,7 @@ def actions(architecture: Architecture, capabilities: frozenset[str]) -> list[tu
         special[numbers["clone3"]] = _UNKNOWN  # its flags are out of a filter's sight
     ranges: list[tuple[int, int]] = []
     for number in range(architecture.newest + 1):
-        action = special.get(number, _ALLOW)
+        action = special.get(number, bpf.ALLOW)
         if not ranges or ranges[-1][1] != action:
             ranges.append((number, action))
     return [*ranges, (architecture.newest + 1, _UNKNOWN)]
@@ -173,47 +165,39 @@ def _denied(architecture: Architecture, capabilities: frozenset[str]) -> dict[st
     return {name: architecture.numbers[name] for name in names if name in architecture.numbers}
 
 
-def _body(ranges: list[tuple[int, int]]) -> list[Instruction]:
-    return [(_LD, 0, 0, _NUMBER), *_search(ranges)]
-
-
-def _search(ranges: list[tuple[int, int]]) -> list[Instruction]:
-    if len(ranges) == 1:
-        return _leaf(ranges[0][1])
-    middle = len(ranges) // 2
-    left, right = _search(ranges[:middle]), _search(ranges[middle:])
-    if len(left) > 255:
-        raise AssertionError("a conditional jump reaches 255 instructions")
-    return [(_JGE, len(left), 0, ranges[middle][0]), *left, *right]
-
-
-def _leaf(action: int) -> list[Instruction]:
-    allow, deny = (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _DENY)
-    load = (_LD, 0, 0, _FIRST_ARGUMENT)
+def _block(action: int) -> bpf.Block:
+    allow, deny = bpf.result(bpf.ALLOW), bpf.result(_DENY)
+    load = (bpf.LOAD, 0, 0, bpf.FIRST_ARGUMENT)
     if action == _CLONE:
-        return [load, (_JSET, 0, 1, _NAMESPACES), deny, allow]
+        return (load, (bpf.JUMP_SET, 0, 1, _NAMESPACES), *deny, *allow)
     if action == _SOCKET:
-        return [load, (_JEQ, 0, 1, _AF_VSOCK), deny, allow]
+        return (load, (bpf.JUMP_EQUAL, 0, 1, _AF_VSOCK), *deny, *allow)
     if action == _PERSONALITY:
         last = len(_PERSONALITIES)
-        tests = [(_JEQ, last - i, 0, value) for i, value in enumerate(_PERSONALITIES)]
-        return [load, *tests, deny, allow]
-    return [(_RET, 0, 0, action)]
+        tests = ((bpf.JUMP_EQUAL, last - i, 0, value) for i, value in enumerate(_PERSONALITIES))
+        return (load, *tests, *deny, *allow)
+    return bpf.result(action)
 
 
 class FilterCache:
-    """Filters as files, made once for each set of capabilities; the keeper reads them by path."""
+    """Filters as files, made once for each profile; the keeper reads them by path."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._made: dict[frozenset[str], Path] = {}
+        self._made: dict[tuple[frozenset[str], str], Path] = {}
 
-    def path(self, capabilities: frozenset[str]) -> Path:
-        """The file that holds the filter for `capabilities`."""
-        known = self._made.get(capabilities)
-        if known is not None:
-            return known
-        program = default_filter(capabilities)
+    def path(self, capabilities: frozenset[str], profile: str = "") -> Path:
+        """The file that holds the filter for a container with `capabilities`: the default one, or
+        that of a `profile` in Docker's format. Raises ValueError."""
+        known = self._made.get((capabilities, profile))
+        if known is None:
+            known = self._write(_program(capabilities, profile))
+            if len(self._made) >= _MOST_CACHED:
+                self._made.clear()
+            self._made[capabilities, profile] = known
+        return known
+
+    def _write(self, program: bytes) -> Path:
         name = hashlib.sha256(program).hexdigest()[:16]
         path = self._directory / f"{name}.bpf"
         if not path.exists() or path.read_bytes() != program:
@@ -223,5 +207,17 @@ class FilterCache:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(program)
             os.rename(temporary, path)
-        self._made[capabilities] = path
         return path
+
+
+def _program(capabilities: frozenset[str], profile: str) -> bytes:
+    if not profile:
+        return default_filter(capabilities)
+    return seccomp_profile.compile_oci(
+        seccomp_profile.resolve(profile, capabilities, kernel_version())
+    )
+
+
+def kernel_version() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(filter(str.isdigit, minor)) or 0)

@@ -115,7 +115,9 @@ def test_health_is_merged_field_by_field() -> None:
         ),
         (HostConfig(memory_swappiness=101), Invalid, "MemorySwappiness"),
         (HostConfig(extra_hosts=("db:nowhere",)), Invalid, "ExtraHosts"),
-        (HostConfig(security_opt=("seccomp={}",)), NotImplementedHere, "SecurityOpt"),
+        (HostConfig(security_opt=("seccomp={}",)), Invalid, "defaultAction = None"),
+        (HostConfig(security_opt=("seccomp=/a/file",)), NotImplementedHere, "SecurityOpt"),
+        (HostConfig(security_opt=("apparmor=mine",)), NotImplementedHere, "apparmor=mine"),
         (HostConfig(runtime="runc"), NotImplementedHere, "Runtime"),
     ],
 )
@@ -192,9 +194,13 @@ def test_a_capability_the_machine_lacks_is_refused() -> None:
 
 
 def test_security() -> None:
-    assert request.security(()) == (True, False)
-    assert request.security(("no-new-privileges",)) == (True, True)
-    assert request.security(("no-new-privileges:false", "seccomp=unconfined")) == (False, False)
+    assert request.security(()) == ("builtin", False)
+    assert request.security(("no-new-privileges",)) == ("builtin", True)
+    options = ("no-new-privileges:false", "seccomp=unconfined")
+    assert request.security(options) == ("unconfined", False)
+    profile = '{"defaultAction": "SCMP_ACT_ALLOW"}'
+    assert request.security((f"seccomp={profile}",)) == (profile, False)
+    assert request.security(("seccomp:unconfined",)).seccomp == "unconfined"
 
 
 def test_log_options() -> None:
