@@ -1,5 +1,6 @@
 """What a container may not do, tried from inside a real one; and what it is given."""
 
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
