@@ -86,6 +86,10 @@ class IdentityFiles:
             sync_folder(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def has_log(self) -> bool:
+        """Whether there is what a manager's log leaves from its first moment on."""
+        return any(self.raft_folder.glob("*.wal"))
+
     def wipe_raft(self) -> None:
         """Forget the log, as a manager that became a worker must."""
         shutil.rmtree(self.raft_folder, ignore_errors=True)

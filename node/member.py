@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 5.0
 FOUND_S = 15.0
+STRANDED_S = 5.0
 
 
 class Agent(Protocol):
@@ -114,6 +115,7 @@ class Member:
         if not new:
             self._founded.set()
         self._listener: Listener | None = None
+        self._place = ""  # a raft id that is ours, while the log is still that of another
 
     @property
     def tls_info(self) -> TLSInfo:
@@ -219,10 +221,10 @@ class Member:
             self.manager = listener.manager = manager
             self._news.set()
             async with asyncio.TaskGroup() as group:
-                moved = group.create_task(self._tell_address(manager), name="address")
+                keeping = group.create_task(self._keep_place(manager), name="place")
                 await manager.run()
-                await end(moved)
-            return not manager.raft.status.removed
+                await end(keeping)
+            return not (manager.raft.status.removed or self._place)
         finally:
             self.manager = listener.manager = self._listener = None
             await listener.close()
@@ -244,6 +246,9 @@ class Member:
 
     async def _enter_raft(self) -> None:
         """Have a place in the log, which a node that was just promoted must ask for."""
+        if self._place:
+            await self._keep(msgspec.structs.replace(self.state, raft_id=self._place))
+            self._place = ""
         backoff_s = RETRY_MIN_S
         while not self.state.raft_id and self.trust.role == MANAGER:
             try:
@@ -293,29 +298,44 @@ class Member:
                     return source_address(manager.address)
         return advertised("", 1, interfaces)[0]
 
-    async def _tell_address(self, manager: Manager) -> None:
-        """Have the log say where this manager is, whenever that has changed."""
+    async def _keep_place(self, manager: Manager) -> None:
+        """Have the log say where this manager is, whenever that has changed.
+
+        One that is no voter yet does not campaign, so that nobody tells it that it was removed
+        while it was away: when it hears of no leader, it asks. Ends `manager` if it has to begin
+        anew under another id.
+        """
         status = manager.raft.status
         while True:
             own = next((one for one in status.members if one.id == self.state.raft_id), None)
-            if own is not None and own.address != self.state.address:
+            stranded = (own is None or own.learner) and not manager.patience_s(STRANDED_S)
+            if stranded or (own is not None and own.address != self.state.address):
                 with contextlib.suppress(ShoalError):
-                    await self._tell_managers(manager)
+                    self._place = await self._tell_managers(manager)
+                if self._place:
+                    log.info("this manager's place in the log is another's; it begins anew")
+                    await manager.raft.stop()
+                    return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_MAX_S):
                     status = await manager.raft.wait_change(status)
 
-    async def _tell_managers(self, manager: Manager) -> None:
-        """The leader may look for us where we were: any manager hands this on to it."""
+    async def _tell_managers(self, manager: Manager) -> str:
+        """The leader may look for us where we were: any manager hands this on to it.
+
+        Returns a new raft id if ours is no member's any more.
+        """
         asked = RaftJoin(address=self.state.address, raft_id=self.state.raft_id)
         if manager.is_leader:
             await manager.raft.update_address(self.state.address)
-            return
+            return ""
         for one in self.state.managers:
             if one.node_id != self.state.node_id:
                 with contextlib.suppress(Unavailable):
-                    await self.trust.client.ask(RaftJoined, one.address, "/raft/join", asked)
-                    return
+                    path = "/raft/join"
+                    found = await self.trust.client.ask(RaftJoined, one.address, path, asked)
+                    return "" if found.raft_id == asked.raft_id else found.raft_id
+        return ""
 
     # Role and managers, as the dispatcher tells them
 

@@ -106,7 +106,12 @@ class Swarm:
             if found is None:
                 await asyncio.to_thread(files.wipe)  # of a join that was cut off
                 return
-            self._run(Member(self._around, *found))
+            state, credentials = found
+            if state.raft_id and not await asyncio.to_thread(files.has_log):
+                # Its votes and promises are forgotten: under the old id it would break them.
+                log.warning("this manager's log is gone; it asks for a new place among the others")
+                state = msgspec.structs.replace(state, raft_id="")
+            self._run(Member(self._around, state, credentials))
         except ShoalError as error:
             self.error = str(error)
             log.error("cannot take part in the cluster", extra={"reason": self.error})
@@ -286,7 +291,10 @@ class Swarm:
             member = self._member
             manager = member.manager if member else None
             if member is not None and manager is not None:
-                others = [one for one in manager.raft.status.members if one.node_id != self.node_id]
+                # One that has just joined may not have the log yet.
+                known = [one.node_id for one in manager.raft.status.members]
+                known = known or [one.node_id for one in member.state.managers]
+                others = [node_id for node_id in known if node_id != self.node_id]
                 if not force:
                     raise Unavailable(_warning(len(others)))
                 if others:
@@ -375,9 +383,16 @@ def _warning(others: int) -> str:
             "Removing the last manager erases all current state of the swarm. "
             "Use `--force` to ignore this message."
         )
+    if others == 1:
+        advice = "With one manager left nothing survives the loss of that one. "
+    elif others == 2:
+        advice = "Two managers are no safer than one: the loss of either stops the swarm. "
+    else:
+        advice = ""
     return start + (
-        "The only way to keep the cluster healthy is to demote it first: "
-        f"`shoal node demote`; {others} managers remain. Use `--force` to leave at once."
+        f"Removing this node leaves {others} managers out of {others + 1}. {advice}"
+        "Demote it first (`node demote`), which waits until the others can do without it, or use "
+        "`--force` to suppress this message."
     )
 
 

@@ -94,14 +94,16 @@ class Nodes:
         wanted = [n for n in view.find(Node) if n.spec.role is Role.MANAGER and n.id != node.id]
         if not wanted:
             raise Conflict(
-                f"node {node.id} is the last manager of the cluster; promote another node first"
+                f"attempting to demote the last manager of the swarm, node {node.id}; "
+                "promote another node first"
             )
         others = [info for info in self._managers() if info.node_id != node.id]
         reachable = [info for info in others if info.reachability != "unreachable"]
         if others and len(reachable) <= len(others) // 2:
             raise Conflict(
-                f"demoting node {node.id} would lose the quorum: only {len(reachable)} of the "
-                f"{len(others)} other managers can be reached; bring one back first"
+                f"can't demote node {node.id}: this would result in a loss of quorum, since only "
+                f"{len(reachable)} of the {len(others)} other managers can be reached; bring one "
+                "back first"
             )
 
 
@@ -117,7 +119,8 @@ def _names(node: Node) -> tuple[str, ...]:
 def _check_removal(node: Node, force: bool) -> None:
     if Role.MANAGER in (node.spec.role, node.role):
         raise Conflict(
-            f"node {node.id} is a manager; make it a worker first with: node demote {node.id}"
+            f"node {node.id} is a cluster manager and is a member of the raft cluster. It must be "
+            f"demoted to worker before removal: node demote {node.id}"
         )
     if not force and node.status.state is not NodeState.DOWN:
         raise Conflict(

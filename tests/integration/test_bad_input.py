@@ -51,7 +51,7 @@ REFUSED = [
     ((*CREATE, "--network", "nowhere", "web:1"), "network nowhere not found"),
     (("network", "create", "--subnet", "10.0.0.0/99", "bad"), "is not an address range"),
     (("swarm", "init"), "already part of a swarm"),
-    (("node", "rm", "m2"), "make it a worker first"),
+    (("node", "rm", "m2"), "must be demoted to worker before removal"),
     (("container", "rm", "nowhere"), "No such container: nowhere"),
     (("--bogus",), "No such option"),
 ]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from common.model.cluster import Cluster
 from common.model.node import Node, NodeState, Role
 from common.protocol.ca import Issued, RenewRequest
 from manager.ca import tokens
+from manager.raft.disk import FileDisk
 from node.forward import forward
 from node.swarm import JoinRequest
 from tests.support.formation import Machine, machines, until
@@ -176,6 +178,52 @@ async def test_a_worker_that_leaves_is_down_at_once(tmp_path: Path) -> None:
         node = manager.node(left)
         assert node is not None
         assert node.status.state is NodeState.DOWN
+
+
+async def test_a_manager_whose_log_is_gone_begins_anew(tmp_path: Path) -> None:
+    """RAF 183: what it voted for is forgotten, so it is another member from here on."""
+    async with machines(tmp_path, 3) as made:
+        await formed(made)
+        member = made[2].swarm.member
+        assert member is not None
+        before = member.state.raft_id
+        await made[2].crash()
+        shutil.rmtree(made[2].folder / "swarm" / "raft")
+        await made[2].restart()
+        await until("it votes", lambda: made[2].swarm.is_manager and voters(made[2]) == 3)
+        member = made[2].swarm.member
+        assert member is not None
+        assert member.state.raft_id not in ("", before)
+
+
+async def test_a_learner_removed_while_away_finds_out(tmp_path: Path) -> None:
+    """It does not campaign, so nobody tells it."""
+    async with machines(tmp_path, 3) as made:
+        await formed(made[:2])
+        await made[2].join(cluster(made[0]).root_ca.join_token_manager, made[0])
+        member, node = made[2].swarm.member, made[2].swarm.node_id
+        assert member is not None
+        await made[2].crash()
+        raft = made[2].folder / "swarm" / "raft"
+        shutil.rmtree(raft)
+        disk = FileDisk(raft, member.state.raft_id)  # as it was before the leader's first word
+        await disk.load()
+        await disk.close()
+        await made[0].set_role(node, Role.WORKER)
+        gone = made[2].address
+        await until("it is out", lambda: gone not in members_at(made[0]))
+        await until("it is a worker", lambda: role(made[0], node) is Role.WORKER)
+        await made[0].set_role(node, Role.MANAGER)
+        await until("it is a manager again", lambda: role(made[0], node) is Role.MANAGER)
+        await made[2].restart()
+        await until("it votes", lambda: made[2].swarm.is_manager and voters(made[2]) == 3, 25)
+
+
+def role(machine: Machine, node_id: str) -> Role:
+    """What the node's next certificate says."""
+    node = machine.node(node_id)
+    assert node is not None
+    return node.role
 
 
 def told(machine: Machine) -> set[str]:

@@ -1,5 +1,6 @@
 """Managers lost, moved and put out: what still answers meanwhile, and how a cluster goes on."""
 
+import shutil
 import subprocess
 import sys
 from ipaddress import IPv4Interface
@@ -121,3 +122,66 @@ def all_answer(story: Story, machine: Machine, count: int) -> bool:
     """Whether `count` tasks, and nothing else, answer at the published port of `machine`."""
     answers = story.ask_port(machine, 10 * count)
     return len(answers.answers) == count and not answers.failures
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs the docker command line")
+def test_managers_put_out_with_dockers_words(cluster: Cluster) -> None:
+    """RAF 179, 191, 192; NOD 220, 223: what would break the quorum is refused, the leader hands
+    over first, of two one may go, and nobody gets a Raft id a second time."""
+    cluster.up(3)
+    first, second, third = cluster.machines
+    used = raft_ids(first)
+
+    def refused(machine: Machine, *words: str) -> str:
+        done = docker(machine, *words)
+        assert done.returncode != 0, done.stdout
+        return done.stderr
+
+    assert "must be demoted to worker before removal" in refused(first, "node", "rm", "-f", "m3")
+    assert "Removing this node leaves 2 managers out of 3" in refused(third, "swarm", "leave")
+    third.kill_daemon()
+    wait_until(lambda: unreachable(first) == {"m3"}, "m3 is missed", 20)
+    assert "this would result in a loss of quorum" in refused(first, "node", "demote", "m2")
+    assert docker(first, "node", "demote", "m3").returncode == 0
+    wait_until(lambda: len(raft_ids(first)) == 2, "m3 is out", 20)
+    third.start_daemon()
+    leader = cluster.leader()
+    other = second if leader is first else first
+    assert docker(other, "node", "demote", leader.name).returncode == 0
+    wait_until(lambda: len(raft_ids(other)) == 1, "the leader handed over and is out", 20)
+    assert "attempting to demote the last manager" in refused(other, "node", "demote", other.name)
+    assert "Removing the last manager erases all" in refused(other, "swarm", "leave")
+    for name in ("m3", leader.name):
+        wait_until(
+            lambda name=name: docker(other, "node", "promote", name).returncode == 0,  # type: ignore[misc]
+            f"{name} is promoted",
+            20,
+        )
+    wait_until(lambda: len(raft_ids(other)) == 3, "three manage again", 30)
+    assert len(raft_ids(other) & used) == 1, "only who stayed has its id"
+    assert hostnames(other) == {"m1", "m2", "m3"}
+
+
+def docker(machine: Machine, *words: str) -> subprocess.CompletedProcess[str]:
+    """Docker's command line, talking to the daemon of `machine`."""
+    return subprocess.run(
+        ["docker", "--host", machine.host, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def raft_ids(machine: Machine) -> set[str]:
+    """Of the managers, as the Node objects have them."""
+    found = [node.get("ManagerStatus") or {} for node in machine.api.get("/nodes")]
+    return {status["RaftID"] for status in found if status}
+
+
+def unreachable(machine: Machine) -> set[str]:
+    return {
+        node["Description"]["Hostname"]
+        for node in machine.api.get("/nodes")
+        if (node.get("ManagerStatus") or {}).get("Reachability") == "unreachable"
+    }
