@@ -15,6 +15,7 @@ from node.api.containers import ContainerRoutes
 from node.api.daemon import Daemon
 from node.api.distribution import DistributionRoutes
 from node.api.exec import ExecRoutes
+from node.api.files import FileRoutes
 from node.api.images import ImageRoutes
 from node.api.leader import on_leader
 from node.api.networks import NetworkRoutes
@@ -40,6 +41,7 @@ def make_app(daemon: Daemon) -> web.Application:
         SystemRoutes(daemon),
         ContainerRoutes(daemon),
         ExecRoutes(daemon),
+        FileRoutes(daemon),
         ImageRoutes(daemon),
         NetworkRoutes(daemon),
         VolumeRoutes(daemon),

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import datetime as dt
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -58,13 +60,13 @@ class ImageRoutes:
         rows = [
             {
                 "Id": image.id if position == 0 else "<missing>",
-                "Created": 0,
-                "CreatedBy": "",
+                "Created": _seconds(line.get("created")),
+                "CreatedBy": line.get("created_by") or "",
                 "Tags": list(image.repo_tags) if position == 0 else None,
-                "Size": 0,
-                "Comment": layer,
+                "Size": line["size"],
+                "Comment": line.get("comment") or "",
             }
-            for position, layer in enumerate(reversed(image.layers))
+            for position, line in enumerate(self._daemon.images.history(image.id))
         ]
         return json_response(rows)
 
@@ -228,16 +230,26 @@ def _summary(image: Image) -> dict[str, Any]:
     }
 
 
+def _seconds(text: object) -> int:
+    """A time of an image's history as seconds since 1970; 0 for none."""
+    try:
+        return int(msgspec.convert(text, dt.datetime, strict=False).timestamp())
+    except (msgspec.ValidationError, ValueError, OverflowError):
+        return 0
+
+
 def _inspect(image: Image) -> dict[str, Any]:
+    told = json.loads(image.raw)
+    history = told.get("history") or [{}]
     return {
         "Id": image.id,
         "RepoTags": list(image.repo_tags),
         "RepoDigests": list(image.repo_digests),
         "Parent": "",
-        "Comment": "",
+        "Comment": history[-1].get("comment") or "",
         "Created": to_builtins(image.created),
         "DockerVersion": "",
-        "Author": "",
+        "Author": told.get("author") or "",
         "Config": to_builtins(image.config),
         "Architecture": image.architecture,
         "Os": image.os,

@@ -1,5 +1,6 @@
 """Answers that go on: log lines, multiplexed output, JSON objects one after another."""
 
+import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -31,6 +32,36 @@ async def start(request: web.Request, content_type: str) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": content_type})
     await response.prepare(request)
     return response
+
+
+class Sink:
+    """An answer whose end says that it is whole: one that fails is cut off, never ended well."""
+
+    def __init__(
+        self, request: web.Request, content_type: str, headers: dict[str, str], idle_s: float
+    ) -> None:
+        """`idle_s`: how long the client may leave one piece lying."""
+        self._request = request
+        self._idle_s = idle_s
+        self.response = web.StreamResponse(headers={"Content-Type": content_type, **headers})
+
+    async def __aenter__(self) -> "Sink":
+        await self.response.prepare(self._request)
+        return self
+
+    async def write(self, data: bytes) -> None:
+        """Raises ConnectionResetError for a client that has gone or fallen asleep."""
+        try:
+            async with asyncio.timeout(self._idle_s):
+                await self.response.write(data)
+        except TimeoutError:
+            raise ConnectionResetError(f"the client took nothing for {self._idle_s:g} s") from None
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            await self.response.write_eof()
+        elif self._request.transport is not None:
+            self._request.transport.abort()
 
 
 async def json_objects(

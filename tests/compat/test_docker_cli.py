@@ -1,7 +1,6 @@
 """The unmodified docker command against a lab cluster: every verb of the main job."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,59 +12,9 @@ import pytest
 from lab import images
 from lab.api import wait_until
 from lab.cluster import Cluster
-from lab.machine import Machine
+from tests.support.docker_cli import Docker
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-
-CLIENTS = [path for path in ("/usr/bin/docker", "/usr/local/bin/docker") if Path(path).exists()]
-
-
-class Docker:
-    """`docker` with DOCKER_HOST set to a machine."""
-
-    def __init__(self, program: str, machine: Machine, home: Path) -> None:
-        self._program = program
-        self.machine = machine
-        self._env = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "DOCKER_HOST": machine.host,
-            "DOCKER_CLI_HINTS": "false",
-        }
-
-    def run(self, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [self._program, *arguments],
-            env=self._env,
-            input=data,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-        )
-
-    def __call__(self, *arguments: str, data: bytes | None = None) -> str:
-        done = self.run(*arguments, data=data)
-        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}{done.stdout}"
-        return done.stdout.strip()
-
-    def refused(self, *arguments: str) -> str:
-        """The one line with which a command is refused."""
-        done = self.run(*arguments)
-        assert done.returncode != 0, done.stdout
-        assert "Traceback" not in done.stderr
-        return done.stderr
-
-
-@pytest.fixture(scope="module", params=CLIENTS or [None], ids=lambda path: str(path).strip("/"))
-def program(request: pytest.FixtureRequest, lab_allowed: None) -> str:
-    if request.param is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI must have the docker command: apt-get install docker.io")
-        pytest.skip("the docker command is not installed")
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ class State(msgspec.Struct, kw_only=True):
     finished_at: dt.datetime = ZERO_TIME
     restart_count: int = 0
     manually_stopped: bool = False
+    frozen_for_commit: bool = False  # paused, and not by the user
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):

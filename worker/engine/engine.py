@@ -16,6 +16,7 @@ from worker.engine import inspect as views
 from worker.engine import usage
 from worker.engine.background import Background
 from worker.engine.container import Container, Predicate
+from worker.engine.copying import Files
 from worker.engine.creation import Creation, Names
 from worker.engine.disk import Disk
 from worker.engine.events import EventBus
@@ -75,6 +76,7 @@ class Engine:
             available, self._disk, images, networks, self.volumes, self._names, ids, clock,
             self.find,
         )  # fmt: skip
+        self.files = Files(self.find, self._disk, images)
         self._execs = Execs(self._keeper, self._lifecycle, ids)
         self._monitors = Monitors(self._execs, clock, self._background, self._lifecycle.publish)
         self._logs = Logs(self._disk.folder, clock, self._follow)
@@ -197,6 +199,26 @@ class Engine:
 
     async def unpause(self, ref: str) -> None:
         await self._lifecycle.unpause(self.find(ref))
+
+    @contextlib.asynccontextmanager
+    async def frozen(self, ref: str) -> AsyncIterator[None]:
+        """Paused for as long as this lasts, if it runs; also a crash ends it."""
+        container = self.find(ref)
+        if container.state != "running":
+            yield
+            return
+        container.current.frozen_for_commit = True
+        try:
+            await self._lifecycle.pause(container)
+            yield
+        finally:
+            container.current.frozen_for_commit = False
+            if self.find(container.id).state == "paused":
+                await self._background.finish(self._lifecycle.unpause(container), "unpause")
+
+    def tell(self, container: Container, action: str, extra: dict[str, str] | None = None) -> None:
+        """Publish an event of a container."""
+        self._lifecycle.publish(container, action, extra)
 
     async def rename(self, ref: str, name: str) -> None:
         """Raises Conflict if the name is taken."""

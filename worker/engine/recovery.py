@@ -128,6 +128,9 @@ class Recovery:
         if not same:
             self._lifecycle.running(container, report)
             await self._lifecycle.save(container)
+        if container.state == "paused" and container.current.frozen_for_commit:
+            container.current.frozen_for_commit = False
+            await self._lifecycle.unpause(container)
         if container.id in self._logs.followed():
             await self._keeper.request("follow", container=container.id, on=True)
         if not container.health:

@@ -1,5 +1,6 @@
-"""`docker import --change`: instructions of a Dockerfile that only set the configuration."""
+"""`--change` of import and commit: instructions of a Dockerfile that set the configuration."""
 
+import copy
 import json
 import shlex
 from collections.abc import Callable, Iterable
@@ -10,9 +11,9 @@ from common.errors import Invalid
 Config = dict[str, Any]
 
 
-def apply(changes: Iterable[str]) -> Config:
-    """An image's configuration of such instructions. Raises Invalid naming the instruction."""
-    config: Config = {}
+def apply(changes: Iterable[str], before: Config | None = None) -> Config:
+    """`before` with such instructions carried out. Raises Invalid naming the instruction."""
+    config: Config = copy.deepcopy(before or {})
     for change in changes:
         word, _, rest = change.strip().partition(" ")
         action = _ACTIONS.get(word.upper())

@@ -18,6 +18,7 @@ from common.references import Reference, parse, with_tag
 from worker.images import archives, names
 from worker.images import manifest as manifests
 from worker.images.changes import apply
+from worker.images.committing import Note, extended, history
 from worker.images.flights import Report
 from worker.images.image import Details, Image, details, image
 from worker.images.layers import Layers
@@ -28,6 +29,7 @@ from worker.images.store import Layer, Record, Store, digest_of, full_disk
 
 Events = Callable[[str, str, str, dict[str, str]], None]  # type, action, id, attributes
 Rows = list[dict[str, str]]
+History = list[dict[str, Any]]
 Names = list[str]
 _EMPTY = "empty"  # stands for the layers of an image that has none
 
@@ -69,6 +71,12 @@ class Images:
         """All, newest first."""
         found = [self._image(record) for record in self._store.index.images.values()]
         return sorted(found, key=lambda one: (one.created, one.id), reverse=True)
+
+    def history(self, ref: str) -> History:
+        """The lines of an image's history, newest first, each with its `size`. Raises NotFound."""
+        record = names.find(self._store.index, ref).record
+        sizes = [self._store.layer_size(layer.diff_id) for layer in record.layers]
+        return history(self._details[record.id].raw, sizes)
 
     def lower_dirs(self, image_id: str) -> tuple[Path, ...]:
         """The unpacked layers, topmost first, as overlayfs counts. Raises NotFound."""
@@ -165,6 +173,28 @@ class Images:
             record = await self._record(raw, [layer])
             await self._add(record, named)
         self._tell("import", record.id, {})
+        return record.id
+
+    async def commit(
+        self,
+        base: str,
+        layer: AsyncIterator[bytes],
+        settings: dict[str, Any],
+        note: Note,
+        named: Sequence[Reference] = (),
+    ) -> str:
+        """An image of `base` with one more layer and other settings: its id.
+
+        Raises NotFound, Invalid, Unavailable.
+        """
+        async with self._bringing():
+            below = names.find(self._store.index, base).record
+            with self._temporary(1) as (path,):
+                await self._receive(layer, path)
+                top = await self._layer_of(path, "")
+            raw = extended(self._details[below.id].raw, settings, top.diff_id, note)
+            record = await self._record(raw, [*below.layers, top])
+            await self._add(record, named)
         return record.id
 
     async def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:

@@ -28,7 +28,7 @@ from worker.runtime.syscalls import RESOLVE_IN_ROOT, openat2
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE = RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
-_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 _CHUNK = 256 * 1024
 _MAX_HEADER = 1024 * 1024  # bytes of one extended header
 _MAX_MEMBERS = 5_000_000
@@ -102,11 +102,12 @@ class _Plain:
             pass
 
 
-class _Layer:
-    """The folder that is being filled."""
+class Tree:
+    """A folder that is filled from a tar's members, none of which can lead out of it."""
 
-    def __init__(self, folder: Path, owner: bool) -> None:
-        self._root = os.open(folder, _FOLDER)
+    def __init__(self, root: int, owner: bool) -> None:
+        """`root`, the folder's descriptor, is closed by `close`."""
+        self._root = root
         self._owner = owner  # whether we may give files away and make devices
         self._times: list[tuple[str, float]] = []
         self._parent_name: str | None = None
@@ -125,9 +126,7 @@ class _Layer:
             return
         folder, _, base = name.rpartition("/")
         parent = self._open_parent(folder)
-        if base.startswith(_WHITEOUT):
-            self._whiteout(parent, base)
-        else:
+        if not self._special(parent, base):
             self._make(parent, base, name, member, tar)
 
     def finish(self) -> None:
@@ -139,6 +138,10 @@ class _Layer:
                     os.utime(descriptor, (moment, moment))
                 finally:
                     os.close(descriptor)
+
+    def _special(self, parent: int, base: str) -> bool:
+        """Whether a member is no file but a mark, and has been dealt with."""
+        return False
 
     def _make(
         self, parent: int, base: str, name: str, member: tarfile.TarInfo, tar: tarfile.TarFile
@@ -219,19 +222,6 @@ class _Layer:
             self._give(parent, base, member)
             os.chmod(base, member.mode & 0o7777, dir_fd=parent)
 
-    def _whiteout(self, parent: int, base: str) -> None:
-        """A mark that hides what lower layers have, in overlayfs' form."""
-        if base == _OPAQUE:
-            os.setxattr(parent, "trusted.overlay.opaque", b"y")
-            return
-        hidden = base.removeprefix(_WHITEOUT)
-        if hidden.startswith(_WHITEOUT):
-            return  # marks of aufs about itself
-        if hidden in ("", ".", ".."):
-            raise Invalid(f"layer member {base!r} hides no file")
-        with contextlib.suppress(FileExistsError):  # this layer has it anew: it shows, not hidden
-            os.mknod(hidden, stat.S_IFCHR | 0o600, os.makedev(0, 0), dir_fd=parent)
-
     def _dress(self, descriptor: int, member: tarfile.TarInfo) -> None:
         """Owner, then mode and attributes, which a change of owner would take away."""
         if self._owner:
@@ -288,6 +278,29 @@ class _Layer:
         self._parent, self._parent_name = -1, None
 
 
+class _Layer(Tree):
+    """A layer of an image, whose whiteouts become overlayfs' own."""
+
+    def _special(self, parent: int, base: str) -> bool:
+        if base.startswith(WHITEOUT):
+            self._whiteout(parent, base)
+            return True
+        return False
+
+    def _whiteout(self, parent: int, base: str) -> None:
+        """A mark that hides what lower layers have, in overlayfs' form."""
+        if base == OPAQUE:
+            os.setxattr(parent, "trusted.overlay.opaque", b"y")
+            return
+        hidden = base.removeprefix(WHITEOUT)
+        if hidden.startswith(WHITEOUT):
+            return  # marks of aufs about itself
+        if hidden in ("", ".", ".."):
+            raise Invalid(f"layer member {base!r} hides no file")
+        with contextlib.suppress(FileExistsError):  # this layer has it anew: it shows, not hidden
+            os.mknod(hidden, stat.S_IFCHR | 0o600, os.makedev(0, 0), dir_fd=parent)
+
+
 def unpack(archive: Path, folder: Path, max_bytes: int) -> Unpacked:
     """Fill the empty `folder` from a layer: a tar, plain or compressed with gzip or zstd.
 
@@ -295,7 +308,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> Unpacked:
     """
     with archive.open("rb") as source:
         plain = _Plain(decompressed(source), max_bytes)
-        layer = _Layer(folder, os.geteuid() == 0)
+        layer = _Layer(os.open(folder, _FOLDER), os.geteuid() == 0)
         try:
             _members(plain, layer)
             plain.drain()
