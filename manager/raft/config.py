@@ -15,11 +15,16 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
     append_bytes: int = 1 << 20  # one append holds about this much
     window: int = 64  # appends on their way to one follower
     window_bytes: int = 8 << 20
-    chunk_bytes: int = 512 << 10  # of a snapshot
+    chunk_bytes: int = 256 << 10  # of a snapshot; one frame of its file
+    chunk_window: int = 8  # chunks on their way to one follower
+    receive_bytes_max: int = 8 << 20  # of a snapshot's chunks that wait for our disk
+    snapshot_stall_ms: int = 30_000  # a follower that takes no chunk for so long begins anew
+    transfer_log_bytes: int = 64 << 20  # entries kept for followers that are getting a snapshot
     entry_bytes_max: int = 8 << 20
     uncommitted_bytes_max: int = 64 << 20  # beyond, proposals are refused
     snapshot_entries: int = 10_000  # applied since the last snapshot before the next is taken
-    snapshot_log_bytes: int = 32 << 20  # or this much entry data applied since then
+    snapshot_log_bytes: int = 32 << 20  # or this much entry data applied since then (trigger.py)
+    snapshot_stretch_max: int = 4  # both grow with the last snapshot's size, so many times at most
     keep_entries: int = 1_000  # before a snapshot, for followers that are a little behind
     keep_bytes: int = 8 << 20  # of them at the most; an entry may be megabytes
     snapshot_bytes_max: int = 1 << 30  # refuse to receive more
@@ -39,6 +44,10 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def heartbeat_ticks(self) -> int:
         return max(self.heartbeat_ms // self.tick_ms, 1)
+
+    @property
+    def snapshot_stall_ticks(self) -> int:
+        return max(self.snapshot_stall_ms // self.tick_ms, self.election_max_ticks)
 
     @property
     def election_min_ticks(self) -> int:

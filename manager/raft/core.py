@@ -51,7 +51,7 @@ from manager.raft.message import (
     encode_configuration,
 )
 from manager.raft.quorum import Outcome
-from manager.raft.work import Install, Ready, Role, Write
+from manager.raft.work import Ready, Role, Write
 
 
 class Raft:
@@ -83,8 +83,9 @@ class Raft:
         self._elapsed = 0  # ticks since we heard a leader, voted or became a candidate
         self._timeout = 0
         self._votes: dict[str, bool] = {}
-        self._incoming: Incoming | None = None
-        self._install: Install | None = None
+        self._incoming = Incoming(config.snapshot_bytes_max, config.receive_bytes_max)
+        self._install: SnapshotMeta | None = None  # received whole; on its way to the disk
+        self._restoring = False  # it is on disk, and the machine is becoming that state
         self._saved = hard_state  # as of the last write that was taken
         self._durable = (self.term, self.voted_for)
         self._messages: list[AnyMessage] = []
@@ -186,22 +187,42 @@ class Raft:
         if write.hard_state:
             self._durable = (write.hard_state.term, write.hard_state.voted_for)
         if write.install:
-            self.snapshot = write.install.meta
+            self.snapshot = write.install
             self._install = None
+            self._restoring = True
         self.log.written(write.entries)
         if self.leadership:
             self.leadership.advance_commit()
 
+    def restored(self) -> None:
+        """The machine has become the state of the snapshot that was written last."""
+        self._restoring = False
+
     def snapshot_saved(self, meta: SnapshotMeta) -> None:
-        """Our own snapshot is on disk: forget the entries before it, but for the newest."""
+        """Our own snapshot is on disk: forget the entries before it, but for the newest.
+
+        Followers that are getting an older snapshot will need the entries that follow it: without
+        them a slow one would have to start again and again. Those are kept up to a bound.
+        """
         if self.snapshot is None or meta.index > self.snapshot.index:
             self.snapshot = meta
             config = self._config
-            self.log.compact(self.log.tail(meta.index, config.keep_entries, config.keep_bytes))
+            last = self.log.tail(meta.index, config.keep_entries, config.keep_bytes)
+            if pinned := self.pinned:
+                wanted = min(snapshot.index for snapshot in pinned)
+                held = self.log.tail(meta.index, meta.index, config.transfer_log_bytes)
+                last = min(last, max(wanted, held))
+            self.log.compact(last)
 
-    def snapshot_missing(self, target: str) -> None:
-        """The snapshot that was on its way to `target` is no longer on disk."""
-        if self.leadership and (progress := self.leadership.progress.get(target)):
+    @property
+    def pinned(self) -> tuple[SnapshotMeta, ...]:
+        """The snapshots that followers are getting from us, which should not be removed yet."""
+        return self.leadership.pinned if self.leadership else ()
+
+    def snapshot_missing(self, target: str, meta: SnapshotMeta) -> None:
+        """The snapshot `meta` that was on its way to `target` is no longer on disk."""
+        progress = self.leadership.progress.get(target) if self.leadership else None
+        if progress and progress.snapshot == meta:
             progress.probe()
 
     # Output
@@ -215,7 +236,7 @@ class Raft:
             leadership.replicate(self.snapshot)
             chunks, leadership.chunks = leadership.chunks, []
             reads, leadership.reads_done = leadership.reads_done, []
-        committed = () if self._install else self.log.take_committed(self._config.apply_batch)
+        committed = () if self.installing else self.log.take_committed(self._config.apply_batch)
         for entry in committed:
             if entry.kind is EntryKind.CONFIGURATION:
                 self._note_committed(entry)
@@ -225,14 +246,14 @@ class Raft:
 
     @property
     def installing(self) -> bool:
-        """Whether the log is ahead of the state: a snapshot is on its way to the disk."""
-        return self._install is not None
+        """Whether the log is ahead of the state: a snapshot goes to the disk, or the machine."""
+        return self._install is not None or self._restoring
 
     @property
     def has_committed(self) -> bool:
         """Whether `ready` has more to apply."""
         log = self.log
-        return self._install is None and log.applied < min(log.commit, log.stable)
+        return not self.installing and log.applied < min(log.commit, log.stable)
 
     def _next_write(self) -> Write | None:
         if self._writing:
@@ -240,16 +261,19 @@ class Raft:
         # Only a commit index whose entries are on disk: it must never cover replaced ones.
         state = HardState(self.term, self.voted_for, min(self.log.commit, self.log.stable))
         changed = (state.term, state.voted_for) != (self._saved.term, self._saved.voted_for)
-        if not (changed or self._install or self.log.has_unwritten):
+        if not (changed or self._incoming.has_work or self._install or self.log.has_unwritten):
             self._messages.extend(self._promises)
             self._promises.clear()
             return None
         entries = self.log.take_unwritten()
+        discard, parts = self._incoming.take()
         self._writing = Write(
-            self._install,
-            state if state != self._saved else None,
-            entries,
-            tuple(self._promises),
+            discard=discard,
+            parts=parts,
+            install=self._install,
+            hard_state=state if state != self._saved else None,
+            entries=entries,
+            messages=tuple(self._promises),
         )
         self._promises.clear()
         self._saved = state
@@ -311,9 +335,7 @@ class Raft:
 
     @property
     def _may_lead(self) -> bool:
-        return (
-            not self.removed and self._install is None and self.id in self.log.configuration.voters
-        )
+        return not self.removed and not self.installing and self.id in self.log.configuration.voters
 
     def _become_follower(self, term: int, leader_id: str) -> None:
         if term > self.term:
@@ -322,7 +344,7 @@ class Raft:
         self.role = Role.FOLLOWER
         self.leadership = None
         if leader_id != self.leader_id:
-            self._incoming = None
+            self._incoming.drop()
         self.leader_id = leader_id
         self._new_timeout()
 
@@ -335,7 +357,7 @@ class Raft:
     def _campaign(self, *, pre: bool, transfer: bool = False) -> None:
         """Stand for election; with `pre`, first ask whether it could be won (9.6)."""
         self.leader_id = ""
-        self._incoming = None
+        self._incoming.drop()
         if pre:
             self.role = Role.PRE_CANDIDATE
         else:
@@ -487,34 +509,25 @@ class Raft:
         if meta.index <= self.log.commit or self.log.term(meta.index) == meta.term:
             # What the snapshot holds is here already.
             self.log.commit_to(meta.index)
-            self._incoming = None
+            self._incoming.drop()
             index = min(meta.index, self.log.last_index)
             self._send(AppendReply(self.id, chunk.source, self.term, index))
             return
-        if self._install:
+        if self.installing:
             return  # one at a time; the leader will ask again
-        if meta.size > self._config.snapshot_bytes_max:
-            raise ProtocolError(f"a snapshot of {meta.size} bytes is larger than we take")
-        if self._incoming is None or self._incoming.meta != meta:
-            self._incoming = Incoming(meta)
         incoming = self._incoming
-        try:
-            incoming.add(chunk)
-            if incoming.complete:
-                self._install_snapshot(Install(meta, incoming.data()))
-        except ProtocolError:
-            self._incoming = None
-            raise
-        if self._install:
+        incoming.add(chunk)
+        if incoming.complete:
+            self._install_snapshot(meta)
             self._send(AppendReply(self.id, chunk.source, self.term, meta.index))
         else:
             self._send(SnapshotReply(self.id, chunk.source, self.term, meta.index, incoming.wanted))
 
-    def _install_snapshot(self, install: Install) -> None:
-        self._incoming = None
-        self._install = install
-        self.log.restore(install.meta)
-        self.removed = self.removed or self.id in install.meta.configuration.removed
+    def _install_snapshot(self, meta: SnapshotMeta) -> None:
+        self._incoming.done()
+        self._install = meta
+        self.log.restore(meta)
+        self.removed = self.removed or self.id in meta.configuration.removed
 
     def _on_removed(self, message: Removed) -> None:
         if self.log.configuration.find(message.source):

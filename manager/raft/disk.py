@@ -1,7 +1,7 @@
 """What the driver asks of a disk, and the real one: log segments and snapshot files in a folder.
 
     log-0000000000000001.wal  log-0000000000000002.wal …     wal.py says what is in them
-    snapshot-<index>-<term>                                  snapshot_file.py
+    snapshot-<index>-<term>                                  snapshot_file.py says what is in them
     keyring                                                  keyring.py; or elsewhere
     *.tmp                                  spare segments, or never finished; removed at start
     lock                                                     held while the folder is in use
@@ -13,7 +13,8 @@ right name is complete. Files are readable by their owner only.
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -23,9 +24,10 @@ import msgspec
 from common.errors import Conflict
 from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
 from manager.raft.keyring import Keyring
+from manager.raft.machine import Restoring
 from manager.raft.message import Entry, HardState, SnapshotMeta
 from manager.raft.segments import Segments
-from manager.raft.snapshot_file import Snapshots
+from manager.raft.snapshot_folder import SnapshotFolder
 from manager.raft.wal import (
     Record,
     Replay,
@@ -34,9 +36,11 @@ from manager.raft.wal import (
     snapshot_record,
     state_record,
 )
-from manager.raft.work import Install
 
 SEGMENT_BYTES = 4 << 20
+_PIECE_BYTES = 16 << 10  # of a state, taken in at once
+_WORK_S = 0.001
+_PAUSE_S = 0.0002
 
 _T = TypeVar("_T")
 
@@ -46,7 +50,7 @@ class Stored(msgspec.Struct, frozen=True):
 
     hard_state: HardState = HardState()
     entries: tuple[Entry, ...] = ()
-    snapshot: Install | None = None
+    snapshot: SnapshotMeta | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -54,9 +58,10 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Disk(Protocol):
-    """Where one member keeps its log. Everything is durable on return; DiskFailed ends it.
+    """Where one member keeps its log. All but `receive` is durable on return; DiskFailed ends it.
 
-    Calls to `write` and `install` do not overlap; the others may come at any time.
+    Calls to `write`, `receive`, `discard_received` and `install` do not overlap; the others may
+    come at any time.
     """
 
     async def load(self) -> Stored:
@@ -67,16 +72,37 @@ class Disk(Protocol):
         """Append. The first of `entries` replaces any of its index, and all behind it."""
         ...
 
-    async def install(self, snapshot: Install) -> None:
-        """Keep a snapshot from the leader; it replaces the log up to its index."""
+    async def save_snapshot(
+        self, meta: SnapshotMeta, pieces: Iterator[bytes], pinned: Collection[SnapshotMeta] = ()
+    ) -> SnapshotMeta:
+        """Keep our own snapshot, whose state is `pieces`; `meta` with their size and CRC.
+
+        Entries up to its index may be forgotten, and snapshots but the newest and those `pinned`.
+        `pieces` may be asked for in another thread.
+        """
         ...
 
-    async def save_snapshot(self, snapshot: Install) -> None:
-        """Keep our own snapshot; entries up to its index may be forgotten."""
+    async def feed_snapshot(self, meta: SnapshotMeta, restoring: Restoring) -> None:
+        """Give the state of a snapshot to `restoring`, perhaps in another thread, and end it.
+
+        Raises LogDamaged, and what `restoring` raises.
+        """
         ...
 
     async def read_snapshot(self, meta: SnapshotMeta, offset: int, length: int) -> bytes:
-        """A part of a kept snapshot. Raises SnapshotGone if it was replaced."""
+        """A part of a kept snapshot. Raises SnapshotGone if it was replaced, or LogDamaged."""
+        ...
+
+    async def receive(self, meta: SnapshotMeta, offset: int, data: bytes) -> None:
+        """Write the next part of a snapshot from the leader; one at offset 0 begins another."""
+        ...
+
+    async def discard_received(self) -> None:
+        """Remove what was received since, if it was not installed."""
+        ...
+
+    async def install(self, meta: SnapshotMeta) -> None:
+        """Keep the snapshot that was received; it replaces the log up to its index."""
         ...
 
     async def close(self) -> None: ...
@@ -97,11 +123,14 @@ class FileDisk:
         self._folder = folder
         self.keyring = keyring or Keyring(folder / "keyring")
         self._segments = Segments(folder, member_id, segment_bytes, self.keyring)
-        self._snapshots = Snapshots(folder)
+        self._snapshots = SnapshotFolder(folder)
         self._lock = -1
-        # Threads of our own: a sync must not queue behind the daemon's other blocking work.
+        self._closing = False
+        # Threads of our own: a sync must not queue behind the daemon's other blocking work, nor a
+        # chunk for a follower behind a snapshot that takes seconds.
         self._log_thread = ThreadPoolExecutor(1, "raft-log")
-        self._snapshot_thread = ThreadPoolExecutor(1, "raft-snapshot")
+        self._state_thread = ThreadPoolExecutor(1, "raft-state")
+        self._chunk_thread = ThreadPoolExecutor(1, "raft-chunks")
 
     async def load(self) -> Stored:
         return await self._run(self._log_thread, self._load)
@@ -109,40 +138,76 @@ class FileDisk:
     async def write(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
         await self._run(self._log_thread, lambda: self._write(hard_state, entries))
 
-    async def install(self, snapshot: Install) -> None:
-        await self.save_snapshot(snapshot, prune=False)
-        record = snapshot_record(snapshot.meta.index, snapshot.meta.term)
-        await self._run(self._log_thread, lambda: self._segments.append([record]))
-        await self._prune(snapshot.meta)
-
-    async def save_snapshot(self, snapshot: Install, *, prune: bool = True) -> None:
-        await self._run(
-            self._snapshot_thread, lambda: self._snapshots.save(snapshot.meta, snapshot.data)
+    async def save_snapshot(
+        self, meta: SnapshotMeta, pieces: Iterator[bytes], pinned: Collection[SnapshotMeta] = ()
+    ) -> SnapshotMeta:
+        breathe = self._breather()
+        saved = await self._run(
+            self._state_thread, lambda: self._snapshots.save(meta, pieces, breathe)
         )
-        if prune:
-            await self._prune(snapshot.meta)
+        await self._prune(meta, pinned)
+        return saved
+
+    async def feed_snapshot(self, meta: SnapshotMeta, restoring: Restoring) -> None:
+        def feed() -> None:
+            self._snapshots.feed(meta, restoring.add, self._breather(), _PIECE_BYTES)
+            restoring.end()
+
+        await self._run(self._state_thread, feed)
 
     async def read_snapshot(self, meta: SnapshotMeta, offset: int, length: int) -> bytes:
-        def read() -> bytes | None:
-            try:
-                return self._snapshots.read(meta, offset, length)
-            except FileNotFoundError:
-                return None
-
-        part = await self._run(self._snapshot_thread, read)
+        part = await self._run(
+            self._chunk_thread, lambda: self._snapshots.read(meta, offset, length)
+        )
         if part is None:
             raise SnapshotGone(f"the snapshot of entry {meta.index} was replaced")
         return part
+
+    async def receive(self, meta: SnapshotMeta, offset: int, data: bytes) -> None:
+        await self._run(self._chunk_thread, lambda: self._snapshots.receive(meta, offset, data))
+
+    async def discard_received(self) -> None:
+        await self._run(self._chunk_thread, self._snapshots.discard_received)
+
+    async def install(self, meta: SnapshotMeta) -> None:
+        await self._run(self._chunk_thread, lambda: self._snapshots.install(meta))
+        record = snapshot_record(meta.index, meta.term)
+        await self._run(self._log_thread, lambda: self._segments.append([record]))
+        await self._prune(meta, ())
 
     async def rotate_key(self) -> None:
         """Seal with another data key from now on; the one before goes when no file needs it."""
         await self._run(self._log_thread, self._rotate_key)
 
     async def close(self) -> None:
+        self._closing = True
         await asyncio.to_thread(self._close)
 
-    async def _prune(self, meta: SnapshotMeta) -> None:
-        await self._run(self._log_thread, lambda: self._forget(meta.index))
+    async def _prune(self, meta: SnapshotMeta, pinned: Collection[SnapshotMeta]) -> None:
+        def prune() -> None:
+            self._snapshots.prune(pinned)
+            self._segments.prune(meta.index)
+            self.keyring.drop_unused()
+
+        await self._run(self._log_thread, prune)
+
+    def _breather(self) -> Callable[[], None]:
+        """To be called often by what takes long: lets the loop have its turn, and ends with us.
+
+        The interpreter runs one thread at a time and takes it away from one that computes only
+        after 5 ms; so whoever computes for seconds must pause by itself.
+        """
+        began = time.monotonic()
+
+        def breathe() -> None:
+            nonlocal began
+            if self._closing:
+                raise DiskFailed("the Raft log is being closed")
+            if time.monotonic() - began > _WORK_S:
+                time.sleep(_PAUSE_S)
+                began = time.monotonic()
+
+        return breathe
 
     async def _run(self, thread: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
         try:
@@ -175,8 +240,7 @@ class FileDisk:
             raise LogDamaged(path, 0, f"it starts at entry {first} and there is no snapshot")
         return Stored(replay.hard_state, tuple(replay.entries))
 
-    def _after_snapshot(self, path: Path, replay: Replay, snapshot: Install) -> Stored:
-        meta = snapshot.meta
+    def _after_snapshot(self, path: Path, replay: Replay, meta: SnapshotMeta) -> Stored:
         if replay.floor[0] > meta.index:
             raise LogDamaged(path, 0, f"the snapshot of entry {replay.floor[0]} is missing")
         entries = after_snapshot(replay.entries, meta.index, meta.term)
@@ -189,16 +253,12 @@ class FileDisk:
         if last[0] and not entries and last != (meta.index, meta.term):
             # A crash came between `install`'s two steps: finish it, for what follows must fit.
             self._segments.append([snapshot_record(meta.index, meta.term)])
-        return Stored(replay.hard_state, tuple(entries), snapshot)
+        return Stored(replay.hard_state, tuple(entries), meta)
 
     def _write(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
         records: list[Record] = [state_record(hard_state)] if hard_state else []
         records += map(entry_record, entries)
         self._segments.append(records)
-
-    def _forget(self, index: int) -> None:
-        self._segments.prune(index)
-        self.keyring.drop_unused()
 
     def _rotate_key(self) -> None:
         self.keyring.rotate()
@@ -217,7 +277,9 @@ class FileDisk:
 
     def _close(self) -> None:
         self._log_thread.shutdown()
-        self._snapshot_thread.shutdown()
+        self._state_thread.shutdown(cancel_futures=True)
+        self._chunk_thread.shutdown(cancel_futures=True)
+        self._snapshots.discard_received()
         self._segments.close()
         if self._lock >= 0:
             os.close(self._lock)

@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-import zlib
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 
@@ -20,9 +18,8 @@ from common.errors import Conflict, NotLeader, ProposalUncertain, Unavailable
 from manager.raft.config import RaftConfig
 from manager.raft.core import Raft
 from manager.raft.disk import Disk, Stored
-from manager.raft.errors import SnapshotGone
-from manager.raft.leadership import ChunkRequest
 from manager.raft.log import Log
+from manager.raft.machine import StateMachine
 from manager.raft.membership import Change, UpdateAddress
 from manager.raft.message import (
     AnyMessage,
@@ -32,36 +29,18 @@ from manager.raft.message import (
     HardState,
     Member,
     ProtocolError,
-    SnapshotChunk,
-    SnapshotMeta,
     decode,
     encode,
     encode_configuration,
 )
 from manager.raft.network import Network
+from manager.raft.snapshots import SnapshotWork
 from manager.raft.status import RaftStatus, identity, status_of
-from manager.raft.work import Install, Role, Write
+from manager.raft.work import Role, Write
 
 _LOG = logging.getLogger(__name__)
 
 CONTACTS_MAX = 32  # senders we can answer although our configuration does not have them
-CHUNKS_MAX = 64
-
-
-class StateMachine(Protocol):
-    """What the log is for. Called on the loop, and never while it is busy with another call."""
-
-    def apply(self, index: int, data: bytes) -> None:
-        """A committed entry, in order; never empty."""
-        ...
-
-    def snapshot(self) -> bytes:
-        """The state after the last applied entry."""
-        ...
-
-    def restore(self, index: int, data: bytes) -> None:
-        """Become the state that `snapshot` gave after entry `index`."""
-        ...
 
 
 async def bootstrap(disk: Disk, member: Member) -> None:
@@ -104,18 +83,13 @@ class Driver:
         self._machine = machine
         self._rng = rng
         self._stored = stored
-        self._raft = Raft(member_id, config, rng, Log(), HardState())
+        self._wake = asyncio.Event()
+        self._take_part(Raft(member_id, config, rng, Log(), HardState()))
         self._running = False
         self._stopping = False
-        self._wake = asyncio.Event()
         self._changed = asyncio.Event()  # replaced at each change of status
         self._seen = identity(self._raft)
         self._writes: asyncio.Queue[Write] = asyncio.Queue(1)
-        self._chunks: asyncio.Queue[ChunkRequest] = asyncio.Queue(CHUNKS_MAX)
-        self._take_snapshot = asyncio.Event()
-        self._snapshot_index = 0
-        self._applied_bytes = 0  # since the last snapshot
-        self._applied = 0  # what the machine holds; behind the log's while a snapshot is installed
         self._proposals: dict[int, tuple[int, asyncio.Future[int]]] = {}  # by index; with term
         self._reads: dict[int, asyncio.Future[int]] = {}
         self._applying: list[tuple[int, asyncio.Future[int]]] = []  # reads waiting for an index
@@ -134,7 +108,7 @@ class Driver:
 
     @property
     def status(self) -> RaftStatus:
-        return status_of(self._raft, self._applied)
+        return status_of(self._raft, self._snapshots.applied)
 
     @property
     def silence_s(self) -> float | None:
@@ -236,7 +210,7 @@ class Driver:
     async def wait_applied(self, index: int) -> None:
         """Until what stands at `index` is applied here. Raises NotLeader when this member stops."""
         self._check_running()
-        if self._applied < index:
+        if self._snapshots.applied < index:
             future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._applying.append((index, future))
             await future
@@ -260,24 +234,31 @@ class Driver:
     async def _start(self) -> None:
         stored = self._stored or await self._disk.load()
         self._stored = None
-        meta = stored.snapshot.meta if stored.snapshot else None
+        meta = stored.snapshot
         if meta:
             log = Log(meta.index, meta.term, meta.configuration, stored.entries)
         else:
             log = Log(entries=stored.entries)
-        if stored.snapshot:
-            self._restore(stored.snapshot)
-        self._raft = Raft(self.member_id, self._config, self._rng, log, stored.hard_state, meta)
+        self._take_part(Raft(self.member_id, self._config, self._rng, log, stored.hard_state, meta))
+        if meta:
+            await self._snapshots.become(meta)
         self._running = True
         self._wake.set()
+
+    def _take_part(self, raft: Raft) -> None:
+        self._raft = raft
+        self._snapshots = SnapshotWork(
+            raft, self._config, self._disk, self._machine, self._send_one, self._wake
+        )
 
     async def _work_together(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._tick())
                 group.create_task(self._write())
-                group.create_task(self._send_chunks())
-                group.create_task(self._save_snapshots())
+                group.create_task(self._snapshots.send())
+                group.create_task(self._snapshots.save())
+                group.create_task(self._snapshots.restore())
                 group.create_task(self._work())
         except BaseExceptionGroup as errors:
             # The first cause to the caller, rather than a group of one.
@@ -309,15 +290,22 @@ class Driver:
     async def _write(self) -> None:
         while True:
             write = await self._writes.get()
-            if write.install:
-                await self._disk.install(write.install)
+            await self._receive(write)
             if write.hard_state or write.entries:
                 await self._disk.write(write.hard_state, write.entries)
             self._raft.written(write)
             if write.install:
-                self._restore(write.install)
+                self._snapshots.installed()
             self._send(write.messages)
             self._wake.set()
+
+    async def _receive(self, write: Write) -> None:
+        if write.discard:
+            await self._disk.discard_received()
+        for part in write.parts:
+            await self._disk.receive(part.meta, part.offset, part.data)
+        if write.install:
+            await self._disk.install(write.install)
 
     async def _work(self) -> None:
         while not self._stopping:
@@ -334,8 +322,7 @@ class Driver:
         self._note_change()
         self._send(ready.messages)
         for request in ready.chunks:
-            with contextlib.suppress(asyncio.QueueFull):  # asked for again after a while
-                self._chunks.put_nowait(request)
+            self._snapshots.request(request)
         for token, index in ready.reads:
             if future := self._reads.pop(token, None):
                 self._applying.append((index, future))
@@ -344,18 +331,12 @@ class Driver:
         if ready.write:
             self._writes.put_nowait(ready.write)
         self._release_reads()
-        self._consider_snapshot()
-
-    def _restore(self, snapshot: Install) -> None:
-        self._machine.restore(snapshot.meta.index, snapshot.data)
-        self._snapshot_index = self._applied = snapshot.meta.index
-        self._applied_bytes = 0
+        self._snapshots.consider()
 
     def _apply(self, entry: Entry) -> None:
-        self._applied = entry.index
-        self._applied_bytes += len(entry.data)
         if entry.kind is EntryKind.DATA:
             self._machine.apply(entry.index, entry.data)
+        self._snapshots.applied_entry(entry)
         term, future = self._proposals.pop(entry.index, (0, None))
         if future is None or future.done():
             return
@@ -369,58 +350,11 @@ class Driver:
     def _release_reads(self) -> None:
         if not self._applying:
             return
-        applied = self._applied
+        applied = self._snapshots.applied
         for index, future in self._applying:
             if index <= applied and not future.done():
                 future.set_result(applied)
         self._applying = [waiting for waiting in self._applying if waiting[0] > applied]
-
-    async def _send_chunks(self) -> None:
-        """Read parts of snapshots for followers that are far behind."""
-        while True:
-            request = await self._chunks.get()
-            try:
-                data = await self._disk.read_snapshot(request.meta, request.offset, request.length)
-            except SnapshotGone:
-                self._raft.snapshot_missing(request.target)
-                self._wake.set()
-                continue
-            self._send_one(
-                SnapshotChunk(
-                    self.member_id,
-                    request.target,
-                    request.term,
-                    request.meta,
-                    request.offset,
-                    data,
-                )
-            )
-
-    def _consider_snapshot(self) -> None:
-        count = self._applied - self._snapshot_index
-        big = self._applied_bytes >= self._config.snapshot_log_bytes
-        if count >= self._config.snapshot_entries or big:
-            self._take_snapshot.set()
-
-    async def _save_snapshots(self) -> None:
-        while True:
-            await self._take_snapshot.wait()
-            if self._raft.installing:  # the machine is about to be replaced
-                self._take_snapshot.clear()
-                continue
-            snapshot = self._snapshot()
-            self._snapshot_index, self._applied_bytes = snapshot.meta.index, 0
-            self._take_snapshot.clear()
-            await self._disk.save_snapshot(snapshot)
-            self._raft.snapshot_saved(snapshot.meta)
-
-    def _snapshot(self) -> Install:
-        log, index = self._raft.log, self._applied
-        data = self._machine.snapshot()
-        configuration = log.configuration_at(index)
-        term = log.term(index)
-        assert term is not None
-        return Install(SnapshotMeta(index, term, configuration, len(data), zlib.crc32(data)), data)
 
     # Sending
 

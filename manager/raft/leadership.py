@@ -24,6 +24,8 @@ from manager.raft.message import (
 )
 from manager.raft.progress import Mode, Progress
 
+PINNED_MAX = 4  # snapshots kept for followers, beyond the newest two; each may be a gigabyte
+
 
 class ChunkRequest(msgspec.Struct, frozen=True):
     """Read this part of the snapshot from disk and send it to `target`."""
@@ -83,7 +85,8 @@ class Leadership:
     def _new_progress(self) -> Progress:
         config = self._config
         next_index = self._log.last_index + 1
-        return Progress(next_index, self._now, config.window, config.window_bytes)
+        chunks_bytes = config.chunk_window * config.chunk_bytes
+        return Progress(next_index, self._now, config.window, config.window_bytes, chunks_bytes)
 
     # Time
 
@@ -99,6 +102,8 @@ class Leadership:
             self._hand_over()
         for progress in self.progress.values():
             progress.chunk_late(now, self._config.election_max_ticks)
+            if progress.is_stalled(now, self._config.snapshot_stall_ticks):
+                progress.probe()
         return True
 
     def is_active(self, member_id: str) -> bool:
@@ -148,7 +153,7 @@ class Leadership:
     def on_snapshot_reply(self, reply: SnapshotReply) -> None:
         if progress := self.progress.get(reply.source):
             progress.heard(self._now)
-            progress.chunk_wanted(reply.index, reply.offset)
+            progress.chunk_wanted(reply.index, reply.offset, self._now)
 
     # The log
 
@@ -188,11 +193,11 @@ class Leadership:
         while progress.ready:
             if progress.mode is Mode.SNAPSHOT:
                 self._request_chunk(target, progress)
-                return
+                continue
             if self._log.term(progress.next - 1) is None:
                 if snapshot is None or not self.is_active(target):
                     return
-                progress.send_snapshot(snapshot)
+                progress.send_snapshot(snapshot, self._now)
                 continue
             pending = progress.next <= self._log.last_index
             if not pending and progress.mode is Mode.REPLICATE and not self._announce:
@@ -222,7 +227,13 @@ class Leadership:
         assert meta is not None
         length = min(self._config.chunk_bytes, meta.size - progress.offset)
         self.chunks.append(ChunkRequest(target, self._term, meta, progress.offset, length))
-        progress.sent_chunk(self._now)
+        progress.sent_chunk(length, self._now)
+
+    @property
+    def pinned(self) -> tuple[SnapshotMeta, ...]:
+        """Snapshots on their way to followers; of many, those that are longest under way."""
+        sent = {p.snapshot.index: p.snapshot for p in self.progress.values() if p.snapshot}
+        return tuple(sent[index] for index in sorted(sent)[:PINNED_MAX])
 
     # Reads (thesis 6.4)
 

@@ -4,6 +4,7 @@ import enum
 
 import msgspec
 
+from manager.raft.incoming import Part
 from manager.raft.leadership import ChunkRequest
 from manager.raft.message import AnyMessage, Entry, HardState, SnapshotMeta
 
@@ -15,20 +16,15 @@ class Role(enum.Enum):
     LEADER = "leader"
 
 
-class Install(msgspec.Struct, frozen=True):
-    """A snapshot received from the leader; it replaces the log and the state."""
-
-    meta: SnapshotMeta
-    data: bytes
-
-
-class Write(msgspec.Struct, frozen=True):
+class Write(msgspec.Struct, frozen=True, kw_only=True):
     """To be put on disk in the order of these fields, synced, and given to `written`."""
 
-    install: Install | None
-    hard_state: HardState | None
-    entries: tuple[Entry, ...]  # the first replaces any entry of its index, and all behind it
-    messages: tuple[AnyMessage, ...]  # to be sent after the sync, not before
+    discard: bool = False  # what was received of a snapshot that is not complete
+    parts: tuple[Part, ...] = ()  # of the snapshot that is being received
+    install: SnapshotMeta | None = None  # it was received whole; it replaces log and state
+    hard_state: HardState | None = None
+    entries: tuple[Entry, ...] = ()  # the first replaces any entry of its index, and all behind it
+    messages: tuple[AnyMessage, ...] = ()  # to be sent after the sync, not before
 
 
 class Ready(msgspec.Struct, frozen=True):

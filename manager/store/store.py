@@ -11,22 +11,17 @@ If one proposal fails, everything built upon it fails too, and the overlay is dr
 
 import asyncio
 import hashlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import msgspec
 
 from common.clock import Clock
 from common.model.base import Object
-from manager.store.change import (
-    PROVISIONAL,
-    BadEntry,
-    Event,
-    apply_change,
-    decode_entry,
-)
+from manager.store import state
+from manager.store.change import PROVISIONAL, Event, apply_change, decode_entry
 from manager.store.pipeline import Pipeline, Proposer
-from manager.store.tables import BY_NAME, KINDS, Tables
+from manager.store.tables import KINDS, Tables
 from manager.store.view import Tx, View
 from manager.store.watch import BYTES_MAX, COMMITS_MAX, EVENTS_MAX, Resync, Ring, Watcher
 
@@ -34,12 +29,7 @@ __all__ = ["Event", "Proposer", "Resync", "Store", "Tx", "View", "Watcher"]
 
 T = TypeVar("T")
 
-SNAPSHOT_FORMAT = 1
 _deterministic = msgspec.msgpack.Encoder(order="deterministic")
-_snapshot_decoder = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, msgspec.Raw]]])
-_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
-    kind.name: msgspec.msgpack.Decoder(kind.type) for kind in KINDS
-}
 
 
 class Store:
@@ -149,18 +139,19 @@ class Store:
         ]
         self._commit(index, tables, events, len(data))
 
-    def snapshot(self) -> bytes:
-        """All objects, for `restore` here or on another manager."""
-        return msgspec.msgpack.encode((SNAPSHOT_FORMAT, list(self._objects())))
+    def snapshot(self) -> Iterator[bytes]:
+        """The state of this moment, made piece by piece, in any thread, while writing goes on."""
+        return state.pieces(self._tables)
 
-    def restore(self, index: int, data: bytes) -> None:
-        """Become the state of `data`, which is that after entry `index`.
+    def restoring(self, index: int) -> "Restoring":
+        """Begin to become a state that `snapshot` gave, here or on another manager."""
+        before = self._tables if self._ring.watched else None
+        return Restoring(before, lambda *state: self._become(index, *state))
 
-        Watchers get exactly the differences to what was here before (RAF 198).
-        """
-        tables = _decode_snapshot(data)
-        events = _difference(self._tables, tables) if self._ring.watched else []
-        self._commit(index, tables, events, len(data))
+    def _become(self, index: int, tables: Tables, events: list[Event] | None, size: int) -> None:
+        if events is None and self._ring.watched:
+            self._ring.restart()
+        self._commit(index, tables, events or [], size)
         self._ring.begin(index)
 
     def _commit(self, index: int, tables: Tables, events: list[Event], size: int) -> None:
@@ -177,29 +168,42 @@ class Store:
         ]
 
 
-def _decode_snapshot(data: bytes) -> Tables:
-    try:
-        form, objects = _snapshot_decoder.decode(data)
-        if form != SNAPSHOT_FORMAT:
-            raise BadEntry(f"the snapshot has format {form}; this version reads {SNAPSHOT_FORMAT}")
-        return Tables.of(_decoders[name].decode(body) for name, body in objects)
-    except (msgspec.MsgspecError, KeyError) as error:
-        raise BadEntry(f"the snapshot of the store cannot be read: {error!r}") from error
+class Restoring:
+    """A state on its way into the store. `add` and `end` may run beside the loop."""
 
+    def __init__(
+        self,
+        before: Tables | None,
+        become: Callable[[Tables, list[Event] | None, int], None],
+    ) -> None:
+        """`before`: what the store holds until then, if somebody watches it."""
+        self._before = before
+        self._become = become
+        self._decoder = state.Decoder()
+        self._size = 0
+        self._tables: Tables | None = None
+        self._events: list[Event] | None = None
 
-def _difference(before: Tables, after: Tables) -> list[Event]:
-    """The events that lead from one state to the other: first what went, then what came."""
-    removed: list[Event] = []
-    written: list[Event] = []
-    for kind in BY_NAME.values():
-        old, new = before.table(kind.type), after.table(kind.type)
-        gone = [object for object in old.all() if new.get(object.id) is None]
-        removed += [Event("remove", object, object) for object in sorted(gone, key=_id)]
-        for object in sorted(new.all(), key=_id):
-            was = old.get(object.id)
-            if was != object:
-                written.append(Event("create" if was is None else "update", object, was))
-    return removed + written
+    def add(self, piece: bytes | memoryview) -> None:
+        """Take in the next bytes of the state. Raises BadEntry."""
+        self._decoder.add(piece)
+        self._size += len(piece)
+
+    def end(self) -> None:
+        """There is no more. Raises BadEntry if there should be."""
+        self._tables = self._decoder.end()
+        if self._before is not None:
+            self._events = state.difference(self._before, self._tables)
+
+    def become(self) -> None:
+        """Make it the state of the store.
+
+        Watchers get exactly the differences to what was here before (RAF 198). If nobody watched
+        at the beginning they were not looked for, and a watcher that came since has to
+        resynchronise.
+        """
+        assert self._tables is not None, "`end` comes before"
+        self._become(self._tables, self._events, self._size)
 
 
 def _id(object: Object) -> str:

@@ -54,6 +54,14 @@ class Ring:
     def watched(self) -> bool:
         return bool(self._watchers)
 
+    def restart(self) -> None:
+        """Forget all: every watcher is told to resynchronise."""
+        self.start = self.end + 1
+        self._commits.clear()
+        self._events = self._bytes = 0
+        for watcher in self._watchers:
+            watcher.wake()
+
     def push(self, version: int, events: list[Event], size: int) -> None:
         self._commits.append((version, events, size))
         self._events += len(events)

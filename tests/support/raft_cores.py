@@ -74,9 +74,12 @@ class Cores:
                 SnapshotChunk(member_id, chunk.target, chunk.term, chunk.meta, chunk.offset, data)
             )
         if ready.write:
-            if ready.write.install:
-                self.snapshots[member_id] = ready.write.install.data
+            for part in ready.write.parts:
+                known = self.snapshots.get(member_id, b"")[: part.offset]
+                self.snapshots[member_id] = known + part.data
             self.rafts[member_id].written(ready.write)
+            if ready.write.install:
+                self.rafts[member_id].restored()
             self.messages.extend(ready.write.messages)
         return bool(ready.write or ready.committed)
 

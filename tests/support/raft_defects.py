@@ -12,7 +12,6 @@ import pytest
 
 from manager.raft import core, membership, quorum
 from manager.raft.core import Raft
-from manager.raft.driver import Driver
 from manager.raft.leadership import Leadership
 from manager.raft.log import Log
 from manager.raft.message import (
@@ -21,10 +20,11 @@ from manager.raft.message import (
     AppendReply,
     Configuration,
     Entry,
+    SnapshotMeta,
     Vote,
     VoteReply,
 )
-from manager.raft.work import Install
+from manager.raft.snapshots import SnapshotWork
 from tests.support.raft_disk import FakeDisk
 
 Patch = pytest.MonkeyPatch
@@ -178,15 +178,14 @@ def vote_for_a_shorter_log(patch: Patch) -> None:
 
 def snapshot_lacks_its_last_entry(patch: Patch) -> None:
     """The snapshot says that it holds one entry more than it does."""
-    right = Driver._snapshot
+    right = SnapshotWork._describe
 
-    def wrong(self: Driver) -> Install:
-        snapshot = right(self)
-        log, meta = self.raft.log, snapshot.meta
+    def wrong(self: SnapshotWork) -> SnapshotMeta:
+        meta = right(self)
+        log = self._raft.log
         term = log.term(meta.index + 1)
         if term is None or meta.index >= log.commit:
-            return snapshot
-        meta = msgspec.structs.replace(meta, index=meta.index + 1, term=term)
-        return Install(meta, snapshot.data)
+            return meta
+        return msgspec.structs.replace(meta, index=meta.index + 1, term=term)
 
-    patch.setattr(Driver, "_snapshot", wrong)
+    patch.setattr(SnapshotWork, "_describe", wrong)

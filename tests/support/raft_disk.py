@@ -2,13 +2,25 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+
+import msgspec
 
 from manager.raft.disk import Stored
 from manager.raft.errors import DiskFailed, SnapshotGone
+from manager.raft.machine import Restoring
 from manager.raft.message import Entry, HardState, SnapshotMeta
 from manager.raft.wal import after_snapshot
-from manager.raft.work import Install
+
+FED = 64  # bytes of a state that a machine gets at once
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A snapshot on a platter."""
+
+    meta: SnapshotMeta
+    data: bytes
 
 
 class Platter:
@@ -17,7 +29,7 @@ class Platter:
     def __init__(self) -> None:
         self.hard_state = HardState()
         self.entries: list[Entry] = []
-        self.snapshots: list[Install] = []
+        self.snapshots: list[Kept] = []
 
     def put(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
         self.hard_state = hard_state or self.hard_state
@@ -28,20 +40,20 @@ class Platter:
             assert not last or entry.index == last + 1, f"a gap on disk: {last}, {entry.index}"
             self.entries.append(entry)
 
-    def keep(self, snapshot: Install) -> None:
+    def keep(self, snapshot: Kept, pinned: Collection[SnapshotMeta] = ()) -> None:
         self.snapshots = [*self.snapshots, snapshot]
         self.snapshots.sort(key=lambda kept: kept.meta.index)
-        del self.snapshots[:-2]
+        self.snapshots[:-2] = [kept for kept in self.snapshots[:-2] if kept.meta in pinned]
 
     def drop_before(self, meta: SnapshotMeta) -> None:
         self.entries = after_snapshot(self.entries, meta.index, meta.term)
 
     def stored(self) -> Stored:
-        newest = self.snapshots[-1] if self.snapshots else None
+        newest = self.snapshots[-1].meta if self.snapshots else None
         entries = self.entries
         if newest:
-            entries = after_snapshot(entries, newest.meta.index, newest.meta.term)
-            assert not entries or entries[0].index == newest.meta.index + 1, "a gap on disk"
+            entries = after_snapshot(entries, newest.index, newest.term)
+            assert not entries or entries[0].index == newest.index + 1, "a gap on disk"
         return Stored(self.hard_state, tuple(entries), newest)
 
 
@@ -64,6 +76,7 @@ class FakeDisk:
         self._cached: HardState | None = None
         self._flying: tuple[HardState | None, Sequence[Entry]] | None = None
         self._crashed = False
+        self._receiving: tuple[SnapshotMeta, bytearray] | None = None
 
     async def load(self) -> Stored:
         if self.platter.snapshots:
@@ -81,23 +94,59 @@ class FakeDisk:
         self._cached = None
         self.written.extend(entries)
 
-    async def install(self, snapshot: Install) -> None:
-        await self.save_snapshot(snapshot)
+    async def save_snapshot(
+        self, meta: SnapshotMeta, pieces: Iterator[bytes], pinned: Collection[SnapshotMeta] = ()
+    ) -> SnapshotMeta:
+        data = bytearray()
+        for piece in pieces:
+            data += piece
+            await asyncio.sleep(0)
+        meta = msgspec.structs.replace(meta, size=len(data), crc=zlib.crc32(data))
         await self._sync()
-        self.platter.drop_before(snapshot.meta)
-
-    async def save_snapshot(self, snapshot: Install) -> None:
-        await self._sync()
-        self.platter.keep(snapshot)
+        self.platter.keep(Kept(meta, bytes(data)), pinned)
         if self._rng.getrandbits(1):
-            self.platter.drop_before(snapshot.meta)
+            self.platter.drop_before(meta)
+        return meta
+
+    async def feed_snapshot(self, meta: SnapshotMeta, restoring: Restoring) -> None:
+        data = self._kept(meta)
+        for begin in range(0, len(data), FED):
+            await self._take_time(0.0005)
+            restoring.add(data[begin : begin + FED])
+        restoring.end()
 
     async def read_snapshot(self, meta: SnapshotMeta, offset: int, length: int) -> bytes:
         await self._sync()
+        return self._kept(meta)[offset : offset + length]
+
+    def _kept(self, meta: SnapshotMeta) -> bytes:
         for kept in self.platter.snapshots:
             if kept.meta == meta:
-                return kept.data[offset : offset + length]
+                return kept.data
         raise SnapshotGone("replaced")
+
+    async def receive(self, meta: SnapshotMeta, offset: int, data: bytes) -> None:
+        await self._take_time(0.001)
+        if offset == 0:
+            self._receiving = (meta, bytearray())
+        assert self._receiving
+        known, received = self._receiving
+        assert (known, len(received)) == (meta, offset), "a part out of place"
+        received += data
+
+    async def discard_received(self) -> None:
+        self._receiving = None
+
+    async def install(self, meta: SnapshotMeta) -> None:
+        assert self._receiving
+        known, received = self._receiving
+        assert known == meta
+        assert (len(received), zlib.crc32(received)) == (meta.size, meta.crc), "not what was sent"
+        self._receiving = None
+        await self._sync()
+        self.platter.keep(Kept(meta, bytes(received)))
+        await self._sync()
+        self.platter.drop_before(meta)
 
     async def close(self) -> None:
         pass
@@ -110,6 +159,10 @@ class FakeDisk:
             kept = self._rng.randrange(len(entries) + 2)
             if kept and (entries or self._syncs_votes):
                 self.platter.put(hard_state, entries[: kept - 1])
+
+    async def _take_time(self, most_s: float) -> None:
+        await asyncio.sleep(self._rng.uniform(0, most_s))
+        await self.running.wait()
 
     async def _sync(self) -> None:
         await asyncio.sleep(self._rng.uniform(0.0005, 0.01) + self.slowness_s)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from manager.raft.disk import FileDisk, Stored
+from manager.raft.disk import Disk, FileDisk, Stored
 from manager.raft.keyring import Keyring
 from manager.raft.message import Configuration, Entry, EntryKind, HardState, SnapshotMeta
 from manager.raft.wal import (
@@ -18,7 +18,7 @@ from manager.raft.wal import (
     entry_record,
     state_record,
 )
-from manager.raft.work import Install
+from tests.support.raft_disk import Kept
 from tests.support.raft_world import member
 
 SMALL = 8192  # bytes of a segment
@@ -32,9 +32,48 @@ def entries(first: int, last: int, term: int = 1, size: int = 20) -> list[Entry]
     ]
 
 
-def snapshot(index: int, term: int = 1, data: bytes = b"the state") -> Install:
+def snapshot(index: int, term: int = 1, data: bytes = b"the state") -> Kept:
     meta = SnapshotMeta(index, term, CONFIGURATION, len(data), zlib.crc32(data))
-    return Install(meta, data)
+    return Kept(meta, data)
+
+
+async def save(disk: Disk, taken: Kept, *pinned: SnapshotMeta) -> None:
+    """Save with a description that lacks size and CRC, in pieces of two bytes."""
+    described = msgspec.structs.replace(taken.meta, size=0, crc=0)
+    data = taken.data
+    pieces = (data[begin : begin + 2] for begin in range(0, len(data), 2))
+    assert await disk.save_snapshot(described, pieces, pinned) == taken.meta
+
+
+async def install(disk: Disk, received: Kept) -> None:
+    """Receive a snapshot in parts of four bytes, and install it."""
+    for begin in range(0, max(len(received.data), 1), 4):
+        await disk.receive(received.meta, begin, received.data[begin : begin + 4])
+    await disk.install(received.meta)
+
+
+class Fed:
+    """A machine's state in the making that only looks."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.ended = False
+
+    def add(self, piece: bytes | memoryview) -> None:
+        self.data += piece
+
+    def end(self) -> None:
+        self.ended = True
+
+    def become(self) -> None: ...
+
+
+async def state_in(disk: Disk, meta: SnapshotMeta) -> bytes:
+    """What a machine would get."""
+    fed = Fed()
+    await disk.feed_snapshot(meta, fed)
+    assert fed.ended
+    return fed.data
 
 
 @contextlib.asynccontextmanager
@@ -53,7 +92,10 @@ async def opened(
 
 
 async def reopened(folder: Path, keyring: Keyring | None = None) -> Stored:
-    async with opened(folder, keyring=keyring) as (_, stored):
+    """What is in the folder, with all of the snapshot looked at."""
+    async with opened(folder, keyring=keyring) as (disk, stored):
+        if stored.snapshot:
+            await state_in(disk, stored.snapshot)
         return stored
 
 

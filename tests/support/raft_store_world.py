@@ -15,7 +15,7 @@ from common.errors import Unavailable
 from common.model.base import Object
 from common.tasks import end, own
 from manager.manager import Lead
-from manager.raft.driver import StateMachine
+from manager.raft.machine import StateMachine
 from manager.store.change import PROVISIONAL, Event
 from manager.store.store import Resync, Store, View
 from manager.store.tables import KINDS

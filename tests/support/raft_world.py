@@ -9,14 +9,15 @@ import asyncio
 import collections
 import random
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from manager.raft.config import RaftConfig
 from manager.raft.core import Raft
-from manager.raft.driver import Driver, StateMachine, bootstrap
+from manager.raft.driver import Driver, bootstrap
+from manager.raft.machine import StateMachine
 from manager.raft.membership import AddLearner, Promote
 from manager.raft.message import Entry, Member, decode
 from manager.raft.work import Role
@@ -43,21 +44,53 @@ class Machine:
     def __init__(self, node: str, checker: "Checker") -> None:
         self.values: list[tuple[int, bytes]] = []
         self.digest = 0
+        self.changing = False  # into another state: nothing may be applied
         self._node = node
         self._checker = checker
 
     def apply(self, index: int, data: bytes) -> None:
+        assert not self.changing, "applied to a state that is about to be replaced"
         self.values.append((index, data))
         self.digest = zlib.crc32(data, zlib.crc32(b"%d" % index, self.digest))
         self._checker.applied(self._node, index, data, self.digest)
 
-    def snapshot(self) -> bytes:
-        return msgspec.msgpack.encode((self.digest, self.values))
+    def snapshot(self) -> Iterator[bytes]:
+        return _pieces(self.digest, tuple(self.values))
 
-    def restore(self, index: int, data: bytes) -> None:
+    def restoring(self, index: int) -> "_Restoring":
+        self.changing = True
+        return _Restoring(self._become)
+
+    def _become(self, data: bytes) -> None:
         kind = tuple[int, list[tuple[int, bytes]]]
         self.digest, self.values = msgspec.msgpack.decode(data, type=kind)
+        self.changing = False
         self._checker.restored(self._node, self.values, self.digest)
+
+
+def _pieces(digest: int, values: tuple[tuple[int, bytes], ...]) -> Iterator[bytes]:
+    whole = msgspec.msgpack.encode((digest, values))
+    for begin in range(0, len(whole), 100):
+        yield whole[begin : begin + 100]
+
+
+class _Restoring:
+    """A state on its way into a machine."""
+
+    def __init__(self, become: Callable[[bytes], None]) -> None:
+        self._become = become
+        self._data = bytearray()
+        self._ended = False
+
+    def add(self, piece: bytes | memoryview) -> None:
+        self._data += piece
+
+    def end(self) -> None:
+        self._ended = True
+
+    def become(self) -> None:
+        assert self._ended
+        self._become(self._data)
 
 
 class Checker:

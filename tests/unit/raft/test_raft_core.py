@@ -465,7 +465,66 @@ def test_nothing_is_applied_or_promised_while_a_snapshot_is_not_on_disk() -> Non
     follower.written(ready.write)
     cores = Cores(follower)
     cores.work()
+    assert data(cores, "c") == []  # the machine is still on its way there
+    assert cores.messages  # but what is on disk is promised
+    follower.restored()
+    cores.work()
     assert data(cores, "c") == [b"x"]
+
+
+def test_a_snapshot_that_is_complete_survives_its_leader() -> None:
+    """Found by simulation: its last chunk waited for the disk, and was dropped with the leader."""
+    follower = core("c")
+    content = b"0123456789"
+    meta = SnapshotMeta(9, 2, follower.log.configuration, 10, zlib.crc32(content))
+    follower.step(SnapshotChunk("a", "c", 2, meta, 0, content[:5]))
+    first = follower.ready().write
+    assert first
+    follower.step(SnapshotChunk("a", "c", 2, meta, 5, content[5:]))
+    follower.step(Heartbeat("b", "c", 3, 0, 0))
+    follower.written(first)
+    second = follower.ready().write
+    assert second
+    assert second.install == meta
+    assert not second.discard
+    assert [part.data for part in (*first.parts, *second.parts)] == [b"01234", b"56789"]
+
+
+@pytest.mark.parametrize("why", ["another leader", "a newer snapshot", "a damaged chunk"])
+def test_what_came_of_a_snapshot_that_will_not_be_complete_is_removed(why: str) -> None:
+    follower = core("c")
+    meta = SnapshotMeta(9, 2, follower.log.configuration, 10, zlib.crc32(b"0123456789"))
+    newer = msgspec.structs.replace(meta, index=12)
+    follower.step(SnapshotChunk("a", "c", 2, meta, 0, b"01234"))
+    first = follower.ready().write
+    assert first
+    follower.written(first)
+    match why:
+        case "another leader":
+            follower.step(Heartbeat("b", "c", 3, 0, 0))
+        case "a newer snapshot":
+            follower.step(SnapshotChunk("a", "c", 2, newer, 0, b"abc"))
+        case _:
+            with pytest.raises(ProtocolError):
+                follower.step(SnapshotChunk("a", "c", 2, meta, 5, b"99999"))
+    write = follower.ready().write
+    assert write
+    assert write.discard
+    assert write.install is None
+    assert [part.meta for part in write.parts] == [newer] * (why == "a newer snapshot")
+
+
+def test_no_more_waits_for_the_disk_than_is_allowed() -> None:
+    """A peer cannot fill the memory, whatever it sends."""
+    follower = core("c", config=RaftConfig(receive_bytes_max=10))
+    meta = SnapshotMeta(9, 2, follower.log.configuration, 100, 0)
+    for offset in range(0, 100, 5):
+        follower.step(SnapshotChunk("a", "c", 2, meta, offset, bytes(5)))
+    follower.step(SnapshotChunk("a", "c", 2, meta, 10, b""))
+    write = follower.ready().write
+    assert write
+    assert [part.offset for part in write.parts] == [0, 5]
+    assert write.messages[-1] == SnapshotReply("c", "a", 2, 9, 10)
 
 
 def test_a_snapshot_that_was_replaced_on_its_way_starts_again() -> None:
@@ -476,10 +535,12 @@ def test_a_snapshot_that_was_replaced_on_its_way_starts_again() -> None:
     while not any(isinstance(message, SnapshotChunk) for message in cores.messages):
         cores.deliver()
     cores.messages.clear()
+    old = cores["a"].snapshot
+    assert old
     cores["a"].propose(b"more")
     cores.settle(without("c"))
     snapshotted(cores, "a", b"a newer state")
-    cores["a"].snapshot_missing("c")
+    cores["a"].snapshot_missing("c", old)
     reconnect(cores)
     assert cores.snapshots["c"] == b"a newer state"
 

@@ -18,7 +18,7 @@ from manager.raft.message import Entry, EntryKind, HardState
 from manager.raft.segments import Segments
 from manager.raft.spares import SPARES_MAX, Spares
 from manager.raft.wal import Replay, entry_record
-from tests.support.raft_files import SMALL, entries, opened, reopened, segments, snapshot
+from tests.support.raft_files import SMALL, entries, opened, reopened, save, segments, snapshot
 
 
 class FailingFiles:
@@ -255,4 +255,4 @@ async def test_random_work_over_recycled_segments_comes_back(tmp_path: Path) -> 
                 await disk.write(HardState(1, "m1", last - 1), [log[last]])
                 if rng.random() < 0.2:
                     kept = rng.randrange(kept, last) + 1
-                    await disk.save_snapshot(snapshot(kept))
+                    await save(disk, snapshot(kept))

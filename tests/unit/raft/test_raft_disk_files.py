@@ -15,16 +15,18 @@ from manager.raft.disk import Disk, FileDisk, Stored
 from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
 from manager.raft.message import Entry, EntryKind, HardState
 from manager.raft.wal import SECTOR, scan
-from manager.raft.work import Install
-from tests.support.raft_disk import FakeDisk, Platter
+from tests.support.raft_disk import FakeDisk, Kept, Platter
 from tests.support.raft_files import (
     SMALL,
     entries,
+    install,
     opened,
     reopened,
+    save,
     segments,
     snapshot,
     snapshots,
+    state_in,
     write_plain_log,
 )
 
@@ -53,15 +55,17 @@ async def stored_after(open_disk: Reopen, *steps: object) -> Stored:
     assert (await disk.load()).is_empty
     for step in steps:
         match step:
-            case ("install", Install() as received):
-                await disk.install(received)
+            case ("install", Kept() as received):
+                await install(disk, received)
             case (state, new):
                 await disk.write(state, new)  # type: ignore[arg-type]
-            case Install():
-                await disk.save_snapshot(step)
+            case Kept():
+                await save(disk, step)
     await disk.close()
     disk = open_disk()
     stored = await disk.load()
+    if stored.snapshot:
+        assert await state_in(disk, stored.snapshot) == b"the state"
     await disk.close()
     return stored
 
@@ -80,7 +84,7 @@ async def test_a_later_write_replaces_the_entries_from_its_first_on(open_disk: R
 
 async def test_entries_before_a_snapshot_are_not_needed(open_disk: Reopen) -> None:
     stored = await stored_after(open_disk, (None, entries(1, 9)), snapshot(6))
-    assert stored.snapshot == snapshot(6)
+    assert stored.snapshot == snapshot(6).meta
     assert stored.entries == tuple(entries(7, 9))
 
 
@@ -89,19 +93,19 @@ async def test_a_received_snapshot_replaces_a_log_that_differs(open_disk: Reopen
     stored = await stored_after(
         open_disk, (None, entries(1, 9)), ("install", received), (None, entries(7, 8, term=3))
     )
-    assert stored.snapshot == received
+    assert stored.snapshot == received.meta
     assert stored.entries == tuple(entries(7, 8, term=3))
 
 
 async def test_parts_of_a_snapshot_can_be_read_until_it_is_replaced(open_disk: Reopen) -> None:
     disk = open_disk()
     await disk.load()
-    await disk.save_snapshot(snapshot(5, data=b"0123456789"))
+    await save(disk, snapshot(5, data=b"0123456789"))
     meta = snapshot(5, data=b"0123456789").meta
     assert await disk.read_snapshot(meta, 3, 4) == b"3456"
-    await disk.save_snapshot(snapshot(6))
+    await save(disk, snapshot(6))
     assert await disk.read_snapshot(meta, 8, 4) == b"89"  # the one before is kept
-    await disk.save_snapshot(snapshot(7))
+    await save(disk, snapshot(7))
     with pytest.raises(SnapshotGone):
         await disk.read_snapshot(meta, 0, 4)
     await disk.close()
@@ -118,7 +122,7 @@ async def test_a_log_over_many_segments_comes_back_and_old_ones_go(tmp_path: Pat
     assert len(names) > 8
     async with opened(tmp_path) as (disk, stored):
         assert stored == Stored(HardState(1, "m1", 99), tuple(entries(1, 100, size=700)))
-        await disk.save_snapshot(snapshot(95))
+        await save(disk, snapshot(95))
         await disk.write(None, entries(101, 101))
     left = segments(tmp_path)
     assert left
@@ -142,7 +146,7 @@ async def test_files_are_for_their_owner_only_and_leftovers_go(tmp_path: Path) -
     (tmp_path / "log-0000000000000009.wal.tmp").write_bytes(b"half")
     async with opened(tmp_path) as (disk, _):
         await disk.write(HardState(1, "m1", 0), entries(1, 1))
-        await disk.save_snapshot(snapshot(1))
+        await save(disk, snapshot(1))
     modes = modes_in(tmp_path)
     assert set(modes.values()) == {0o600}
     assert not [name for name in modes if name.endswith(".tmp")]
@@ -308,7 +312,7 @@ async def test_missing_segments_are_noticed(
 async def test_a_damaged_or_missing_snapshot_is_noticed(tmp_path: Path) -> None:
     async with opened(tmp_path) as (disk, _):
         await disk.write(None, entries(1, 9))
-        await disk.install(snapshot(20, term=2))
+        await install(disk, snapshot(20, term=2))
         await disk.write(None, entries(21, 22, term=2))
     path = snapshots(tmp_path)[0]
     content = path.read_bytes()
@@ -337,8 +341,11 @@ async def test_a_crash_between_snapshot_and_log_is_survived(tmp_path: Path, inde
     after = entries(index + 1, index + 2, term=3)
     async with opened(tmp_path) as (disk, _):
         await disk.write(HardState(1, "m1", 0), entries(1, 9))
-        await disk.save_snapshot(received, prune=False)
+    async with opened(tmp_path / "other") as (other, _):
+        await save(other, received)
+    [path] = snapshots(tmp_path / "other")
+    path.rename(tmp_path / path.name)
     async with opened(tmp_path) as (disk, stored):
-        assert stored == Stored(HardState(1, "m1", 0), (), received)
+        assert stored == Stored(HardState(1, "m1", 0), (), received.meta)
         await disk.write(None, after)
     assert (await reopened(tmp_path)).entries == tuple(after)

@@ -31,6 +31,7 @@ from tests.support.raft_files import (
     entries,
     opened,
     reopened,
+    save,
     segments,
     snapshot,
     write_plain_log,
@@ -192,7 +193,7 @@ async def test_a_log_of_before_is_read_and_all_after_it_is_sealed(tmp_path: Path
     assert stored.hard_state == HardState(4, "m1", 20)
     assert stored.entries == (*old, *entries(21, 22, term=4))
     async with opened(tmp_path) as (disk, _):
-        await disk.save_snapshot(snapshot(20, term=3))
+        await save(disk, snapshot(20, term=3))
     assert len(segments(tmp_path)) == 1
 
 
@@ -215,7 +216,7 @@ async def test_rotation_under_load_loses_nothing_and_ends_the_old_key(tmp_path: 
                         assert disk.keyring.current_id != before
                     case 1 if len(written) > kept:
                         kept = rng.randrange(kept + 1, len(written) + 1)
-                        await disk.save_snapshot(snapshot(kept))
+                        await save(disk, snapshot(kept))
                     case _:
                         more = entries(len(written) + 1, len(written) + 3, size=900)
                         await disk.write(HardState(1, "m1", len(written)), more)
@@ -231,9 +232,9 @@ async def test_an_old_key_goes_with_the_last_file_under_it(tmp_path: Path) -> No
         await disk.write(None, entries(4, 6))
         for index in (2, 3):
             assert old in disk.keyring.key_ids
-            await disk.save_snapshot(snapshot(index))
+            await save(disk, snapshot(index))
         for index in (4, 5):  # the files of the two newest snapshots stay
-            await disk.save_snapshot(snapshot(index))
+            await save(disk, snapshot(index))
         assert disk.keyring.key_ids == (disk.keyring.current_id,)
     assert (await reopened(tmp_path)).entries == tuple(entries(6, 6))
 

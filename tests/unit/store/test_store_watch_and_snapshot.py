@@ -2,7 +2,10 @@
 
 import asyncio
 import gc
+import random
+from collections.abc import Iterable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +15,7 @@ from common.model.node import Node
 from common.model.service import Service
 from common.model.task import Task
 from manager.store.change import BadEntry
+from manager.store.state import MAGIC, PIECE_BYTES
 from manager.store.store import Resync, Store
 from manager.store.tables import KINDS
 from manager.store.trie import Trie
@@ -21,6 +25,14 @@ from tests.support.memory_proposer import LoopClock, MemoryProposer, memory_stor
 
 def shape(events: list[object]) -> list[tuple[str, str]]:
     return [(event.action, event.object.id) for event in events]  # type: ignore[attr-defined]
+
+
+def restore(store: Store, index: int, pieces: Iterable[bytes]) -> None:
+    restoring = store.restoring(index)
+    for piece in pieces:
+        restoring.add(piece)
+    restoring.end()
+    restoring.become()
 
 
 async def test_a_watcher_gets_each_change_with_the_old_object() -> None:
@@ -73,13 +85,13 @@ async def test_watching_from_within_what_a_snapshot_skipped_is_not_possible() ->
     behind = Store(LoopClock())
     ahead.lead(MemoryProposer(ahead))
     await ahead.update(lambda tx: tx.put(build.node("a")))
-    behind.restore(ahead.version, ahead.snapshot())
+    restore(behind, ahead.version, ahead.snapshot())
     await ahead.update(lambda tx: tx.put(build.node("b")))
     await ahead.update(lambda tx: tx.put(build.node("c")))
     seen = ahead.version
     await ahead.update(lambda tx: tx.delete(Node, "b"))
     with behind.watch() as watching:
-        behind.restore(ahead.version, ahead.snapshot())
+        restore(behind, ahead.version, ahead.snapshot())
         assert shape(list(watching.take())) == [("create", "c")]
     with behind.watch(since=seen) as watcher, pytest.raises(Resync):
         watcher.take()
@@ -137,10 +149,10 @@ async def test_restoring_emits_exactly_the_difference() -> None:
     await source.update(lambda tx: tx.delete(Node, "c"))
     await source.update(lambda tx: tx.put(build.service("web")))
     with target.watch() as watcher:
-        target.restore(10, source.snapshot())
+        restore(target, 10, source.snapshot())
         expected = [("remove", "c"), ("update", "b"), ("create", "service-web")]
         assert sorted(shape(list(watcher.take()))) == sorted(expected)
-        target.restore(11, source.snapshot())
+        restore(target, 11, source.snapshot())
         assert watcher.take() == []
     assert target.digest() == source.digest()
     assert target.view().find(Service, name="web")
@@ -158,7 +170,7 @@ async def test_restoring_finds_all_by_every_index() -> None:
                 tx.put(build.task(build.service(f"s{n}"), slot=1 + n % 3, node=f"n{n % 7}")),
             ]
         )
-    target.restore(source.version, source.snapshot())
+    restore(target, source.version, source.snapshot())
     for kind in KINDS:
         assert target.view().find(kind.type) == source.view().find(kind.type)
         for index, keys in kind.indexes.items():
@@ -173,7 +185,7 @@ async def test_restoring_finds_all_by_every_index() -> None:
 async def test_what_was_restored_at_the_start_is_no_event() -> None:
     source, target = memory_store(), memory_store()
     await source.update(lambda tx: tx.put(build.node("a")))
-    target.restore(5, source.snapshot())
+    restore(target, 5, source.snapshot())
     with target.watch(since=5) as watcher:
         assert watcher.take() == []
     with target.watch(since=4) as watcher, pytest.raises(Resync):
@@ -190,6 +202,101 @@ async def test_the_cyclic_collector_does_not_look_at_what_is_stored() -> None:
     assert not any(gc.is_tracked(service.spec) for service in stored)
 
 
+async def test_a_watcher_that_came_while_a_state_was_restored_must_resynchronise() -> None:
+    """Nobody watched at the beginning, so the difference was not looked for."""
+    source, target = memory_store(), memory_store()
+    await source.update(lambda tx: tx.put(build.node("a")))
+    restoring = target.restoring(5)
+    for piece in source.snapshot():
+        restoring.add(piece)
+    restoring.end()
+    with target.watch() as watcher:
+        restoring.become()
+        with pytest.raises(Resync):
+            watcher.take()
+        assert watcher.take() == []
+    with target.watch(since=4) as watcher, pytest.raises(Resync):
+        watcher.take()
+    with target.watch(since=5) as watcher:
+        assert watcher.take() == []
+
+
+async def test_a_snapshot_is_of_the_moment_it_was_asked_for() -> None:
+    source, target = memory_store(), memory_store()
+    await source.update(lambda tx: [tx.put(build.node(f"n{n}")) for n in range(50)])
+    before = source.digest()
+    pieces = source.snapshot()
+    await source.update(lambda tx: tx.delete(Node, "n7"))
+    await source.update(lambda tx: tx.put(build.service("web")))
+    restore(target, 9, pieces)
+    assert target.digest() == before
+
+
+async def many_objects() -> Store:
+    store = memory_store()
+    web = build.service("web", networks=["net"])
+    tasks = [build.task(web, slot=n % 90, id=f"t{n}") for n in range(700)]
+    await store.update(lambda tx: [tx.put(one) for one in (web, build.node("a"), *tasks)])
+    return store
+
+
+async def test_a_state_is_cut_anywhere_and_found_by_all_its_indexes_again() -> None:
+    """RAF 187."""
+    source = await many_objects()
+    pieces = list(source.snapshot())
+    assert len(pieces) > 5
+    assert max(map(len, pieces)) < 2 * PIECE_BYTES
+    whole, rng = b"".join(pieces), random.Random(5)
+    for most in (1, 100, len(whole)):
+        target = memory_store()
+        cut, place = [], 0
+        while place < len(whole):
+            cut.append(whole[place : place + rng.randint(1, most)])
+            place += len(cut[-1])
+        restore(target, 100, cut)
+        assert target.digest() == source.digest()
+        assert b"".join(target.snapshot()) == whole
+        for by in ({"service_id": "service-web"}, {"slot": ("service-web", 5)}, {}):
+            found = [sorted(t.id for t in s.view().find(Task, **by)) for s in (source, target)]
+            assert found[0] == found[1] != []
+        target.lead(MemoryProposer(target))
+        await target.update(lambda tx: [tx.delete(Task, f"t{n}") for n in range(0, 700, 3)])
+        assert len(target.view().find(Task)) == 700 - 234
+
+
+async def test_the_state_of_an_earlier_release_is_read() -> None:
+    source, target = await many_objects(), memory_store()
+    objects = [("task", task) for task in source.view().find(Task)]
+    whole = msgspec.msgpack.encode((1, objects))
+    restore(target, 1, [whole[:1], whole[1:2000], whole[2000:]])
+    assert target.view().find(Task, slot=("service-web", 5))
+    assert len(target.view().find(Task)) == 700
+    with pytest.raises(BadEntry, match="format 3"):
+        restore(target, 1, [msgspec.msgpack.encode((3, objects))])
+
+
+async def test_a_state_that_is_not_whole_is_refused() -> None:
+    store = memory_store()
+    await store.update(lambda tx: [tx.put(build.node(name)) for name in "ab"])
+    whole = b"".join(store.snapshot())
+    target = memory_store()
+    for length in range(len(whole)):
+        with pytest.raises(BadEntry):
+            restore(target, 1, [whole[:length]])
+    record = whole[len(MAGIC) : len(MAGIC) + 4 + int.from_bytes(whole[len(MAGIC) :][:4], "big")]
+    twice = MAGIC + record * 2 + bytes(4) + bytes((0, 0, 0, 2))
+    for wrong, why in (
+        (whole + b"x", "follows its end"),
+        (twice, "twice"),
+        (MAGIC + record + whole[-8:], "1 of 2"),
+        (MAGIC + b"\xff" * 9, "too long"),
+        (b"SHOALSTATE 3\n", "does not know"),
+    ):
+        with pytest.raises(BadEntry, match=why):
+            restore(target, 1, [wrong])
+    assert target.version == 0
+
+
 async def test_followers_hold_the_same_as_the_leader() -> None:
     """RAF 180, 188: by the log, or by a snapshot and the rest of the log."""
     leader, follower, late = (Store(LoopClock()) for _ in range(3))
@@ -203,7 +310,7 @@ async def test_followers_hold_the_same_as_the_leader() -> None:
             task = build.task(web, slot=slot, id=f"t{number}-{slot}")
             await leader.update(lambda tx, task=task: tx.put(task))
             if slot == 10 and number == 0:
-                late.restore(leader.version, leader.snapshot())
+                restore(late, leader.version, leader.snapshot())
             if slot % 3 == 0:
                 await leader.update(lambda tx, task=task: tx.delete(Task, task.id))
             found = leader.view().get(Service, web.id)
@@ -226,7 +333,7 @@ async def test_damage_is_named() -> None:
     with pytest.raises(BadEntry, match="cannot be read"):
         store.apply(1, b"\x91\x93\x01\xa5thing\x80")
     with pytest.raises(BadEntry, match="cannot be read"):
-        store.restore(1, b"\x00")
+        restore(store, 1, [b"\x00"])
     with pytest.raises(BadEntry, match="unknown action 7"):
         store.apply(1, b"\x91\x93\x07\xa4node\x80")
     store.apply(1, b"\x90")
