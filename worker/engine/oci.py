@@ -9,6 +9,7 @@ from worker.engine import devices, modes, request
 from worker.engine.container import MountPoint, Record
 from worker.engine.devices import Devices, Node
 from worker.runtime import capabilities
+from worker.runtime.cgroups.devices import DENY_ALL, USUAL
 from worker.runtime.plan import PREFIX
 
 MASKED = (
@@ -31,17 +32,6 @@ _SMALL_SHARE = 10_000_000  # billionths of a CPU
 _LONGEST_PERIOD = 1_000_000
 _NAMESPACE_FILES = {"pid": "pid", "ipc": "ipc", "network": "net"}  # below /proc/PID/ns
 _PERIOD = 100_000  # µs, of the CPU quota
-# What a container may use; it may make nodes of any device, but not open them.
-_DEVICES: tuple[dict[str, Any], ...] = (
-    {"allow": False, "access": "rwm"},
-    {"allow": True, "type": "c", "access": "m"},
-    {"allow": True, "type": "b", "access": "m"},
-    *(
-        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
-        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2))
-    ),
-    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
-)
 
 
 class Donor(NamedTuple):
@@ -276,7 +266,7 @@ def resources(host: HostConfig, found: Devices | None = None) -> dict[str, Any]:
         "cpu": {name: value for name, value in cpu.items() if value},
         "devices": []
         if host.privileged
-        else [*_DEVICES, *devices.rules(host, found.nodes if found else ())],
+        else [DENY_ALL, *USUAL, *devices.rules(host, found.nodes if found else ())],
     }
     if found and found.block:
         result["blockIO"] = found.block

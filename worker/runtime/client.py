@@ -89,7 +89,7 @@ class KeeperClient:
         """From a read-only view of the interpreter: a container that gets hold of the keeper's
         binary through /proc cannot write to it (CVE-2019-5736)."""
         ready, theirs = os.pipe()
-        binary = _read_only(os.path.realpath(sys.executable))
+        binary = sc.read_only_copy(os.path.realpath(sys.executable))
         arguments = [sys.executable, "-I", "-S", keeper.__file__]
         arguments += [str(self._run_dir), str(self._containers), str(theirs)]
         try:
@@ -206,20 +206,6 @@ class KeeperClient:
             await self.request("bye", timeout=2.0)
         if self._connection is not None:
             self._disconnect()
-
-
-def _read_only(path: str) -> int:
-    """A descriptor of `path` in a detached read-only mount; -1 where that is not allowed."""
-    try:
-        fd = sc.open_tree(sc.AT_FDCWD, path, sc.OPEN_TREE_CLONE)
-    except OSError:
-        return -1
-    try:
-        sc.mount_setattr(fd, sc.MOUNT_ATTR_RDONLY)
-    except OSError:
-        os.close(fd)
-        return -1
-    return fd
 
 
 def _close_result(connecting: "asyncio.Future[socket.socket]") -> None:

@@ -15,12 +15,15 @@ import stat
 import struct
 import termios
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from worker.runtime import capabilities, mounts, users
 from worker.runtime import syscalls as sc
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.steps import Capabilities, Plan, Process
+
+if TYPE_CHECKING:
+    from worker.runtime.hooks import Gate  # the keeper need not load what runs hooks
 
 _NEVER_RESET = (signal.SIGKILL, signal.SIGSTOP)
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
@@ -49,6 +52,18 @@ class _NotExecutable(Exception):
         self.code = code
 
 
+class _Stage(NamedTuple):
+    """What a container's child has in hand."""
+
+    plan: Plan
+    stdio: Stdio
+    filter: bytes
+    others: dict[int, int]  # descriptors of the namespaces to enter, by kind
+    join: bool  # the cgroup is to be entered from within
+    report: int
+    gate: "Gate | None"
+
+
 class Launcher:
     """Holds what all starts share. One to a keeper; not for several threads."""
 
@@ -62,8 +77,11 @@ class Launcher:
         # The keeper raises its own limit; containers get what the daemon had.
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-    def start(self, plan: Plan, stdio: Stdio, report: int) -> tuple[int, int]:
-        """Start a container whose cgroup exists: (pid, pidfd). `report` closes at the exec."""
+    def start(
+        self, plan: Plan, stdio: Stdio, report: int, gate: "Gate | None" = None
+    ) -> tuple[int, int]:
+        """Start a container whose cgroup exists: (pid, pidfd). `report` closes at the exec, or at
+        the `gate` if there is one."""
         flags = plan.namespaces
         into = self._hierarchy.clone_fd(plan.cgroup)
         if into < 0:
@@ -76,9 +94,8 @@ class Launcher:
             with self._children_in(others.pop(sc.CLONE_NEWPID, -1)):
                 pid, pidfd = sc.clone3(flags, into)
                 if pid == 0:
-                    self._child(
-                        report, lambda: self._container(plan, stdio, filter_, others, into < 0)
-                    )
+                    stage = _Stage(plan, stdio, filter_, others, into < 0, report, gate)
+                    self._child(report, lambda: self._container(stage))
         finally:
             for fd in (into, *others.values()):
                 if fd >= 0:
@@ -137,25 +154,25 @@ class Launcher:
         finally:
             os._exit(127)
 
-    def _container(
-        self, plan: Plan, stdio: Stdio, filter_: bytes, others: dict[int, int], join: bool
-    ) -> None:
-        process = plan.process
-        self._detach(process, stdio)
-        if join:
+    def _container(self, stage: "_Stage") -> None:
+        plan, gate, process = stage.plan, stage.gate, stage.plan.process
+        if gate is not None:
+            gate.await_runtime()
+        self._detach(process, stage.stdio)
+        if stage.join:
             self._hierarchy.join(plan.cgroup)
             if plan.namespaces & sc.CLONE_NEWCGROUP:
                 sc.unshare(sc.CLONE_NEWCGROUP)
-        for kind, fd in others.items():
+        for kind, fd in stage.others.items():
             sc.setns(fd, kind)
         if plan.hostname:
             sc.sethostname(plan.hostname)
         if plan.domainname:
             sc.setdomainname(plan.domainname)
         os.umask(0)
-        root = self._mount(plan)
+        root = self._mount(plan, gate)
         if process.tty:
-            _console(process, stdio.console, bind=True)
+            _console(process, stage.stdio.console, bind=True)
         _write_sysctls(plan)
         mounts.hide(plan.masked, plan.read_only)
         account = _account(process)
@@ -163,15 +180,22 @@ class Launcher:
         if plan.root_read_only:
             sc.mount_setattr(root, sc.MOUNT_ATTR_RDONLY)
         os.umask(0o022)
-        self._finish(process, account, directory, filter_, plan.init)
+        if gate is not None:
+            path = process.env.get("PATH", "")
+            find_executable(process.args[0], path, directory)  # told now rather than at the start
+            gate.await_start(stage.report)
+            gate.run("startContainer")
+        self._finish(process, account, directory, stage.filter, plan.init, gate)
 
-    def _mount(self, plan: Plan) -> int:
+    def _mount(self, plan: Plan, gate: "Gate | None") -> int:
         sc.make_private("/")
         sources = mounts.open_sources(plan)
         tree = mounts.prepare_root(plan)
         root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mounts.mount_all(plan, root, sources, self._cgroups(plan))
         mounts.make_devices(plan, root)
+        if gate is not None:
+            gate.run("createContainer")
         mounts.enter(root)
         return tree
 
@@ -226,6 +250,7 @@ class Launcher:
         directory: str,
         filter_: bytes,
         init: bool,
+        gate: "Gate | None" = None,
     ) -> None:
         """Give up what the process is not to have, and execute it."""
         os.chdir(directory)
@@ -245,7 +270,7 @@ class Launcher:
         path = find_executable(process.args[0], environment.get("PATH", ""))
         if init:
             _become_init(process)
-        sc.close_on_exec_from(3)
+        sc.close_on_exec_from(3 if gate is None else 3 + gate.preserved)
         _exec(path, process.args, environment)
 
     def _drop(self, process: Process, account: users.Account) -> None:
@@ -277,14 +302,15 @@ def failure(report: bytes) -> Failure | None:
     return Failure(int(code), message.decode(errors="replace"))
 
 
-def find_executable(name: str, path: str) -> str:
-    """As a shell would find `name`. Raises _NotExecutable: 127 missing, 126 not allowed."""
+def find_executable(name: str, path: str, directory: str = ".") -> str:
+    """As a shell in `directory` would find `name`. Raises _NotExecutable: 127 missing, 126 not
+    allowed."""
     if "/" in name:
-        _check_executable(name, name)
+        _check_executable(os.path.join(directory, name), name)
         return name
     refused = None
-    for directory in path.split(":"):
-        candidate = f"{directory or '.'}/{name}"
+    for folder in path.split(":"):
+        candidate = f"{folder or directory}/{name}"
         try:
             _check_executable(candidate, name)
         except _NotExecutable as error:

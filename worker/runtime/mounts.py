@@ -93,7 +93,10 @@ def prepare_root(plan: Plan) -> int:
     if plan.lower:
         mount = overlay(plan.lower, plan.upper, plan.work, plan.root_attributes)
     else:
-        mount = clone(plan.root, plan.root_attributes, recursive=True)
+        try:
+            mount = clone(plan.root, plan.root_attributes, recursive=True)
+        except OSError as error:
+            raise OSError(error.errno, f"root {plan.root}: {error.strerror}") from error
     sc.move_mount(mount, sc.AT_FDCWD, plan.root)
     return mount
 

@@ -175,6 +175,20 @@ def mount_setattr(mount: int, set_: int, clear: int = 0, recursive: bool = False
     _call("mount_setattr", _MOUNT_SETATTR, mount, b"", flags, attributes, len(attributes))
 
 
+def read_only_copy(path: str) -> int:
+    """A descriptor of `path` in a detached read-only mount; -1 where that is not allowed."""
+    try:
+        fd = open_tree(AT_FDCWD, path, OPEN_TREE_CLONE)
+    except OSError:
+        return -1
+    try:
+        mount_setattr(fd, MOUNT_ATTR_RDONLY)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
+
+
 def mount_propagation(mount: int, kind: int, recursive: bool = True) -> None:
     """`kind`: MS_PRIVATE, MS_SLAVE or MS_SHARED."""
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)

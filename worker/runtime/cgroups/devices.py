@@ -17,6 +17,18 @@ _ACCESS = {"m": 1, "r": 2, "w": 4}
 _KINDS = {"b": 1, "c": 2}
 _ALL = 7
 
+DENY_ALL: dict[str, Any] = {"allow": False, "access": "rwm"}
+# What every container may use; it may make nodes of any device, but not open them.
+USUAL: tuple[dict[str, Any], ...] = (
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2))
+    ),
+    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+)
+
 # eBPF opcodes: class | source or size | operation
 _LOAD_WORD, _AND, _SHIFT_RIGHT, _MOVE, _SET = 0x61, 0x54, 0x74, 0xBC, 0xB4
 _JUMP_NOT_EQUAL, _JUMP_NOT_EQUAL_REGISTER, _JUMP_EQUAL, _EXIT = 0x55, 0x5D, 0x15, 0x95
