@@ -227,13 +227,17 @@ class Raft:
 
     # Output
 
-    def ready(self) -> Ready:
-        """Take out the work there is."""
+    def ready(self, *, announce: bool = True) -> Ready:
+        """Take out the work there is.
+
+        Without `announce` followers are told what is committed only along with something else:
+        see `has_news`.
+        """
         reads: list[tuple[int, int]] = []
         chunks: list[ChunkRequest] = []
         if leadership := self.leadership:
             leadership.ask_for_reads()
-            leadership.replicate(self.snapshot)
+            leadership.replicate(self.snapshot, announce=announce)
             chunks, leadership.chunks = leadership.chunks, []
             reads, leadership.reads_done = leadership.reads_done, []
         committed = () if self.installing else self.log.take_committed(self._config.apply_batch)
@@ -248,6 +252,11 @@ class Raft:
     def installing(self) -> bool:
         """Whether the log is ahead of the state: a snapshot goes to the disk, or the machine."""
         return self._install is not None or self._restoring
+
+    @property
+    def has_news(self) -> bool:
+        """Whether we lead and followers have not been told yet what is committed."""
+        return self.leadership is not None and self.leadership.has_news
 
     @property
     def has_committed(self) -> bool:

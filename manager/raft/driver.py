@@ -40,6 +40,7 @@ from manager.raft.work import Role, Write
 
 _LOG = logging.getLogger(__name__)
 
+ANNOUNCE_S = 0.002  # a commit waits so long for an append that tells the followers of it, too
 CONTACTS_MAX = 32  # senders we can answer although our configuration does not have them
 
 
@@ -97,6 +98,8 @@ class Driver:
         self._contacts: dict[str, tuple[Member, str]] = {}  # with the address it had in the log
         self.address = ""  # where this member is reached, for the others; "": as the log says
         self._changing = asyncio.Lock()
+        self._announce = False  # at the next occasion
+        self._announcing: asyncio.TimerHandle | None = None
         self._leader_heard: float | None = None  # when, on the loop's clock
 
     # What callers use
@@ -137,6 +140,8 @@ class Driver:
                 await self._work_together()
         finally:
             self._running = False
+            if self._announcing is not None:
+                self._announcing.cancel()
             self._fail_waiters()
             await self._disk.close()
 
@@ -318,7 +323,8 @@ class Driver:
         raise _Stopped
 
     def _take_work(self) -> None:
-        ready = self._raft.ready()
+        ready = self._raft.ready(announce=self._announce)
+        self._announce = False
         self._note_change()
         self._send(ready.messages)
         for request in ready.chunks:
@@ -332,6 +338,15 @@ class Driver:
             self._writes.put_nowait(ready.write)
         self._release_reads()
         self._snapshots.consider()
+        if self._announcing is None and self._raft.has_news:
+            loop = asyncio.get_running_loop()
+            self._announcing = loop.call_later(ANNOUNCE_S, self._announce_now)
+
+    def _announce_now(self) -> None:
+        self._announcing = None
+        if self._raft.has_news:
+            self._announce = True
+            self._wake.set()
 
     def _apply(self, entry: Entry) -> None:
         if entry.kind is EntryKind.DATA:

@@ -182,13 +182,27 @@ class Leadership:
         """Whether an entry of this term is committed; before, the commit index may be behind."""
         return self._log.term(self._log.commit) == self._term
 
-    def replicate(self, snapshot: SnapshotMeta | None) -> None:
-        """Send each follower what it lacks, as far as its window allows."""
-        for target, progress in self.progress.items():
-            self._replicate(target, progress, snapshot)
-        self._announce = False
+    @property
+    def has_news(self) -> bool:
+        """Whether followers have not been told yet how far the log is committed."""
+        return self._announce
 
-    def _replicate(self, target: str, progress: Progress, snapshot: SnapshotMeta | None) -> None:
+    def replicate(self, snapshot: SnapshotMeta | None, *, announce: bool) -> None:
+        """Send each follower what it lacks, as far as its window allows.
+
+        What was committed is told with that, or with `announce` even if nothing else is to be sent.
+        """
+        sent = [
+            self._replicate(target, progress, snapshot, self._announce and announce)
+            for target, progress in self.progress.items()
+        ]
+        if announce or all(sent):
+            self._announce = False
+
+    def _replicate(
+        self, target: str, progress: Progress, snapshot: SnapshotMeta | None, announce: bool
+    ) -> bool:
+        """Whether an append has left."""
         announced = False
         while progress.ready:
             if progress.mode is Mode.SNAPSHOT:
@@ -196,16 +210,17 @@ class Leadership:
                 continue
             if self._log.term(progress.next - 1) is None:
                 if snapshot is None or not self.is_active(target):
-                    return
+                    return announced
                 progress.send_snapshot(snapshot, self._now)
                 continue
             pending = progress.next <= self._log.last_index
-            if not pending and progress.mode is Mode.REPLICATE and not self._announce:
-                return
+            if not pending and progress.mode is Mode.REPLICATE and not announce:
+                return announced
             if not pending and announced:
-                return
+                return announced
             self._send_append(target, progress)
             announced = True
+        return announced
 
     def _send_append(self, target: str, progress: Progress, *, ask: bool = False) -> None:
         log = self._log
