@@ -75,6 +75,11 @@ class Store:
         """A state and all that follows it, without a gap. Close the watcher (it is a context)."""
         return self.view(), self.watch()
 
+    @property
+    def history(self) -> tuple[int, int]:
+        """How many commits are kept for those who watch, and the bytes of their entries."""
+        return self._ring.size
+
     def digest(self) -> str:
         """The same on two managers if, and only if, they hold the same objects."""
         hashed = hashlib.sha256()

@@ -109,12 +109,13 @@ def _split(leaf: dict[Any, Any], depth: int) -> list[_Node | None]:
 
 def _without(node: _Node, bits: int, key: Any) -> _Node:
     copied = node.copy()
-    if type(node) is list:
-        # An emptied leaf stays as an empty dict: tables that shrink are about to grow again.
-        copied[bits & _MASK] = _without(node[bits & _MASK], bits >> _BITS, key)
-    else:
+    if type(node) is not list:
         del copied[key]
-    return copied
+        return copied
+    place = bits & _MASK
+    # What is empty goes: where ids come and go for years, all places would be used up in the end.
+    copied[place] = _without(node[place], bits >> _BITS, key) or None
+    return copied if any(copied) else {}
 
 
 def _leaves(node: _Node | None) -> Iterator[dict[Any, Any]]:

@@ -51,6 +51,11 @@ class Ring:
         self._lost_version = max(self._lost_version, version)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Commits, and the bytes of their entries."""
+        return len(self._commits), self._bytes
+
+    @property
     def watched(self) -> bool:
         return bool(self._watchers)
 

@@ -373,6 +373,23 @@ def test_a_trie_made_at_once_is_as_if_made_step_by_step(items: dict[int, int]) -
     assert dict(trie.items()) == items
 
 
+def test_a_trie_whose_keys_come_and_go_does_not_grow() -> None:
+    trie = Trie[int, int]()
+    for number in range(20_000):
+        trie = trie.put(number * 7919, number)
+        if number >= 300:
+            trie = trie.without((number - 300) * 7919)
+    assert len(trie) == 300
+    assert _nodes(trie._root) < 3 * _nodes(Trie.of(dict(trie.items()))._root)
+    for number in range(20_000 - 300, 20_000):
+        trie = trie.without(number * 7919)
+    assert trie._root == {}
+
+
+def _nodes(node: object) -> int:
+    return 1 + sum(map(_nodes, filter(None, node))) if isinstance(node, list) else 1
+
+
 def test_a_trie_holds_keys_whose_hashes_are_alike() -> None:
     keys = [number << 61 for number in range(100)]  # hash() is the number modulo 2**61 - 1
     same = [(2**61 - 1) * number for number in range(100)]
