@@ -10,17 +10,16 @@ One writer overwrites one object again and again; a value has 256 B or 4 KiB. CP
 three members (with the writers in the row `shoal`); that of the HTTP client has its own column.
 All share the machine: on few cores the client takes its part from what it measures. Then the
 leader is killed -9, up to 20 times: the time until its successor's first write is committed.
+Then a follower that holds 100,000 objects is killed and started, and a new manager gets a state
+of 200 MB from the leader while 16 writers go on.
 `--profile FILE` leaves a cProfile of the leader; it then shows where time goes, not how much.
 """
 
 import argparse
 import asyncio
-import contextlib
-import datetime as dt
 import json
 import shutil
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -31,194 +30,15 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from bench.consensus_cluster import Authority, Managers, Measured, free_port
 from bench.consensus_etcd import Etcd
-from bench.consensus_load import Load, cpu_seconds, load_over_http, plain_body
-from bench.consensus_member import News, Order, Settings
-from common.keys import new_request
-from common.tls import MANAGER, Identity
-from manager.ca import certificates
-from manager.raft.message import Member
+from bench.consensus_load import Load, cpu_seconds
+from bench.consensus_state import Row, measure_join, measure_restart
 
 SIZES = (256, 4096)
 WRITERS = (1, 16, 64, 256)
 WARM_S = 0.2
-ANSWER_S = 30.0
-CLUSTER = "benchcluster"
-
-Measured = dict[str, float]
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
-
-
-class Authority:
-    """Makes credentials that all members trust."""
-
-    def __init__(self) -> None:
-        self._now = dt.datetime.now(dt.UTC)
-        self.root, self._key = certificates.new_root(CLUSTER, self._now)
-
-    def issue(self, node_id: str) -> tuple[str, str]:
-        """Certificate and key of a manager, PEM."""
-        key, request = new_request()
-        identity = Identity(node_id, MANAGER, CLUSTER)
-        signed = certificates.sign(self.root, self._key, request, identity, self._now)
-        return signed.decode(), key.decode()
-
-
-class Worker:
-    """The process of one member, as seen from here."""
-
-    def __init__(self, settings: Settings, leads: "asyncio.Queue[tuple[Worker, News]]") -> None:
-        """`leads` is told whenever the member has begun to lead."""
-        self.settings = settings
-        self._leads = leads
-        self._answers: asyncio.Queue[News] = asyncio.Queue(64)
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    async def start(self) -> None:
-        file = _settings_file(self.settings)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.consensus_member", str(file),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        loop = asyncio.get_running_loop()
-        self._reading = loop.create_task(self._read(self._process))
-        await self._answer()
-
-    async def ask(self, order: Order) -> Measured:
-        """Raises OSError if the member refuses or does not answer in time."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-        return (await self._answer()).result
-
-    async def _answer(self) -> News:
-        async with asyncio.timeout(ANSWER_S):
-            news = await self._answers.get()
-        if news.event == "failed":
-            raise OSError(f"{self.settings.member.id}: {news.error}")
-        return news
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        while line := await process.stdout.readline():
-            news = msgspec.json.decode(line, type=News)
-            if news.event == "leading":
-                await self._leads.put((self, news))
-            else:
-                await self._answers.put(news)
-        ended = f"the process ended with {await process.wait()}"
-        await self._answers.put(News(event="failed", at=time.monotonic(), error=ended))
-
-    async def end(self) -> None:
-        """Let it end by itself; used when it has a profile to write."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_S):
-                await self._process.wait()
-
-    async def kill(self) -> None:
-        if self._process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        if self._reading is not None:
-            await self._reading
-        while not self._answers.empty():
-            self._answers.get_nowait()
-
-
-def _settings_file(settings: Settings) -> Path:
-    file = Path(f"{settings.folder}.json")
-    file.touch(0o600)
-    file.write_bytes(msgspec.json.encode(settings))
-    return file
-
-
-class Managers:
-    """Three workers that form a cluster."""
-
-    def __init__(self, folder: Path, authority: Authority, profile: str) -> None:
-        self._leads: asyncio.Queue[tuple[Worker, News]] = asyncio.Queue(64)
-        self.workers = [self._worker(folder, authority, number, profile) for number in range(3)]
-        self.leader = self.workers[0]
-
-    def _worker(self, folder: Path, authority: Authority, number: int, profile: str) -> Worker:
-        certificate, key = authority.issue(f"node{number}")
-        address = f"127.0.0.1:{free_port()}"
-        home = folder / f"member{number}"
-        home.mkdir()
-        settings = Settings(
-            member=Member(f"raft{number}", f"node{number}", address, learner=True),
-            cluster_id=CLUSTER,
-            folder=str(home),
-            front_port=free_port(),
-            root=authority.root.decode(),
-            certificate=certificate,
-            key=key,
-            first=number == 0,
-            profile=profile if number == 0 else "",
-        )
-        return Worker(settings, self._leads)
-
-    @property
-    def pids(self) -> list[int]:
-        return [worker.pid for worker in self.workers]
-
-    async def start(self) -> None:
-        await asyncio.gather(*(worker.start() for worker in self.workers))
-        await self._next_lead()
-        for worker in self.workers[1:]:
-            await self.leader.ask(Order(add=worker.settings.member))
-        first = self.workers[0]
-        first.settings = msgspec.structs.replace(first.settings, first=False)
-
-    async def inside(self, load: Load) -> Measured:
-        return await self.leader.ask(Order(load=load))
-
-    async def over_http(self, load: Load) -> Measured:
-        return await load_over_http(self.leader.settings.front_port, "/write", plain_body, load)
-
-    async def fail_over(self) -> float:
-        """Kill the leader, wait for another's first write, bring it back; the seconds between."""
-        while not self._leads.empty():  # it may have changed by itself meanwhile
-            self.leader, _ = self._leads.get_nowait()
-        dead = self.leader
-        began = time.monotonic()
-        await dead.kill()
-        news = await self._next_lead(dead)
-        await dead.start()
-        await asyncio.gather(
-            *(worker.ask(Order(wait_version=news.version)) for worker in self.workers)
-        )
-        return news.at - began
-
-    async def _next_lead(self, dead: Worker | None = None) -> News:
-        """Wait until a member other than `dead` leads; it is the leader from then on."""
-        async with asyncio.timeout(ANSWER_S):
-            worker, news = await self._leads.get()
-            while worker is dead:
-                worker, news = await self._leads.get()
-        self.leader = worker
-        return news
-
-    async def stop(self) -> None:
-        for worker in self.workers:
-            await worker.kill()
+JOIN_WRITERS = 16
 
 
 async def _measure(
@@ -252,7 +72,7 @@ async def _run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         if options.peer:
             await etcd.start()
         for size in SIZES:
-            for writers in WRITERS:
+            for writers in options.writers:
                 load = Load(writers=writers, size=size, seconds=options.seconds)
                 rows.append(await _measure("shoal", managers.inside, managers.pids, load))
                 if options.peer:
@@ -266,10 +86,16 @@ async def _run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             await managers.leader.end()
         while not options.profile and len(rounds) < options.rounds and time.monotonic() < until:
             rounds.append(await managers.fail_over())
+        state: dict[str, Row] = {}
+        if options.objects and not options.profile:
+            state["restart"] = await measure_restart(managers, options.objects)
+            state["join"] = await measure_join(
+                managers, options.objects, options.megabytes, JOIN_WRITERS
+            )
     finally:
         etcd.stop()
         await managers.stop()
-    return {"writes": rows, "failover_s": [round(each, 3) for each in rounds]}
+    return {"writes": rows, "failover_s": [round(each, 3) for each in rounds]} | state
 
 
 def _files(folder: Path, authority: Authority) -> list[Path]:
@@ -310,8 +136,29 @@ def _show(result: dict[str, object]) -> None:
             f"\nleader killed -9 to next committed write, {len(rounds)} rounds: median "
             f"{statistics.median(rounds):.2f} s (goal < 1), worst {max(rounds):.2f} s (goal < 2)"
         )
-    if len(rates) > len(SIZES) * len(WRITERS):
+    _show_state(result)
+    if any(row["system"] != "shoal" for row in rows):
         print("etcd: peers over mutual TLS, client over its JSON gateway in plain HTTP.")
+
+
+def _show_state(result: dict[str, object]) -> None:
+    match result:
+        case {"restart": {"objects": objects, "seconds": seconds, "loading_s": loading}}:
+            print(
+                f"\na follower with {objects} objects killed -9 to all of them back: "
+                f"{seconds:.2f} s (goal < 3), {loading:.2f} of them loading"
+            )
+    match result:
+        case {"join": dict(row)}:
+            print(
+                f"{row['megabytes']} MB to a new manager in {row['transfer_s']:.1f} s, while "
+                f"{row['writers']} writers did {row['rate']:.0f} writes/s (before: "
+                f"{row['quiet_rate']:.0f}), p99 {row['p99_ms']:.1f} ms (goal < 100; before: "
+                f"{row['quiet_p99_ms']:.1f}), longest stall of the leader's loop "
+                f"{row['stall_ms']:.0f} ms (before: {row['quiet_stall_ms']:.0f}); the leader's "
+                f"memory rose from {row['leader_mb']:.0f} to {row['leader_peak_mb']:.0f} MB at "
+                f"most, the new one's to {row['joiner_peak_mb']:.0f}"
+            )
 
 
 def main() -> None:
@@ -320,6 +167,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.2, help="of each line of the table")
     parser.add_argument("--rounds", type=int, default=20, help="how often the leader is killed")
     parser.add_argument("--budget", type=float, default=80, help="no new round after these seconds")
+    parser.add_argument("--objects", type=int, default=100_000, help="of the restart; 0: no such")
+    parser.add_argument("--megabytes", type=int, default=200, help="of state for a new manager")
+    parser.add_argument("--writers", type=int, nargs="*", default=WRITERS, help="rows of the table")
     parser.add_argument("--json", action="store_true", help="no table")
     parser.add_argument("--profile", default="", help="leave a cProfile of the leader here")
     options = parser.parse_args()

@@ -48,6 +48,17 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return ticks / _TICKS
 
 
+def memory_mb(pid: int) -> tuple[float, float]:
+    """The resident memory of a process and its highest since `forget_peak`, in MB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    sizes = {line.split()[0]: int(line.split()[1]) / 1000 for line in lines if line[:2] == "Vm"}
+    return sizes["VmRSS:"], sizes["VmHWM:"]
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 async def load_over_http(
     port: int, path: str, body: Callable[[str, str], bytes], load: Load
 ) -> dict[str, float]:

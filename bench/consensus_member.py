@@ -45,6 +45,9 @@ from manager.transport import PATH, dialler
 
 PROMOTE_RETRY_S = 0.02
 LOOK_S = 0.005
+STALL_LOOK_S = 0.001
+FILL_STEP = 250  # objects in one transaction
+FILL_WRITERS = 8
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,11 +64,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = ""  # where to leave a cProfile of everything
 
 
+class Fill(msgspec.Struct, frozen=True, kw_only=True):
+    """Bring so many objects with values of so many bytes into the store."""
+
+    objects: int
+    size: int
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to do; exactly one of the first three is given."""
+    """One thing to do; with both `load` and `add` the load lasts until the member is added."""
 
     add: Member | None = None
     load: Load | None = None
+    fill: Fill | None = None
     wait_version: int = 0
 
 
@@ -142,33 +153,47 @@ class Process:
             order = msgspec.json.decode(line, type=Order)
             try:
                 result = await self._do(order)
-            except ShoalError as error:
-                self._say("failed", error=str(error))
+            except* ShoalError as errors:
+                self._say("failed", error=str(errors.exceptions[0]))
             else:
                 self._say("done", result=result)
 
     async def _do(self, order: Order) -> dict[str, float]:
-        if order.load is not None:
-            return await self._load(order.load)
-        if order.add is not None:
-            await self._raft.change_members(AddLearner(order.add))
-            while True:
-                try:
-                    await self._raft.change_members(Promote(order.add.id))
-                    return {}
-                except Conflict:  # it is not there yet
-                    await asyncio.sleep(PROMOTE_RETRY_S)
-        while self._store.version < order.wait_version:  # noqa: ASYNC110 - not in what is timed
+        match order:
+            case Order(load=Load() as load, add=Member() as member):
+                return await self._load_while_adding(load, member)
+            case Order(load=Load() as load):
+                return await self._load(load)
+            case Order(add=Member() as member):
+                await self._add(member)
+                return {}
+            case Order(fill=Fill() as fill):
+                await self._fill(fill)
+                return {"version": self._store.version}
+        while self._store.version < order.wait_version:  # noqa: ASYNC110 - as often as is timed
             await asyncio.sleep(LOOK_S)
         return {}
 
-    async def _load(self, load: Load) -> dict[str, float]:
+    async def _add(self, member: Member) -> None:
+        await self._raft.change_members(AddLearner(member))
+        while True:
+            try:
+                await self._raft.change_members(Promote(member.id))
+                return
+            except Conflict:  # it is not there yet
+                await asyncio.sleep(PROMOTE_RETRY_S)
+
+    async def _load(self, load: Load, ended: asyncio.Event | None = None) -> dict[str, float]:
+        """For so many seconds, or until `ended`."""
         began = time.monotonic()
         seconds: list[float] = []
 
+        def go_on(now: float) -> bool:
+            return not ended.is_set() if ended else now < began + load.seconds
+
         async def write_on(number: int) -> None:
             count = 0
-            while (before := time.monotonic()) < began + load.seconds:
+            while go_on(before := time.monotonic()):
                 await self._write(f"bench-{number}", load.payload(count))
                 seconds.append(time.monotonic() - before)
                 count += 1
@@ -178,15 +203,41 @@ class Process:
                 group.create_task(write_on(number))
         return summary(seconds, time.monotonic() - began)
 
+    async def _load_while_adding(self, load: Load, member: Member) -> dict[str, float]:
+        """Also how long it took, and the longest time for which the loop did nothing else."""
+        added = asyncio.Event()
+        watch = Stalls()
+        async with asyncio.TaskGroup() as group:
+            loading = group.create_task(self._load(load, added))
+            watching = group.create_task(watch.run())
+            await asyncio.sleep(load.seconds)
+            before, began = watch.longest_s, time.monotonic()
+            await self._add(member)
+            took = time.monotonic() - began
+            added.set()
+            watching.cancel()
+        return loading.result() | {
+            "transfer_s": took,
+            "stall_ms": watch.longest_s * 1000,
+            "stall_before_ms": before * 1000,
+        }
+
+    async def _fill(self, fill: Fill) -> None:
+        async def put(numbers: range) -> None:
+            def change(tx: Tx) -> None:
+                for number in numbers:
+                    _put(tx, f"object-{number}", f"{number:08d}".ljust(fill.size, "x"))
+
+            await self._store.update(change)
+
+        for first in range(0, fill.objects, FILL_STEP * FILL_WRITERS):
+            last = min(first + FILL_STEP * FILL_WRITERS, fill.objects)
+            async with asyncio.TaskGroup() as group:
+                for begin in range(first, last, FILL_STEP):
+                    group.create_task(put(range(begin, min(begin + FILL_STEP, last))))
+
     async def _write(self, name: str, payload: str) -> None:
-        spec = ServiceSpec(name=name, labels={"payload": payload})
-
-        def change(tx: Tx) -> None:
-            old = tx.get(Service, name)
-            fresh = Service(id=name, spec=spec)
-            tx.put(fresh if old is None else msgspec.structs.replace(old, spec=spec))
-
-        await self._store.update(change)
+        await self._store.update(lambda tx: _put(tx, name, payload))
 
     # Raft
 
@@ -236,6 +287,26 @@ class Process:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self._settings.front_port).start()
         return runner
+
+
+class Stalls:
+    """Watches how long the loop lets others wait."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+
+    async def run(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(STALL_LOOK_S)
+            self.longest_s = max(self.longest_s, time.monotonic() - before - STALL_LOOK_S)
+
+
+def _put(tx: Tx, name: str, payload: str) -> None:
+    spec = ServiceSpec(name=name, labels={"payload": payload})
+    old = tx.get(Service, name)
+    fresh = Service(id=name, spec=spec)
+    tx.put(fresh if old is None else msgspec.structs.replace(old, spec=spec))
 
 
 async def _run(settings: Settings) -> None:
