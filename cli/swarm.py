@@ -2,6 +2,7 @@
 
 import click
 
+from cli import recovery
 from cli.client import Client
 from cli.context import pass_client
 
@@ -19,6 +20,14 @@ def swarm() -> None:
 @click.option("--default-addr-pool", multiple=True, metavar="CIDR", help="For overlay networks.")
 @click.option("--default-addr-pool-mask-length", type=int, default=24, show_default=True)
 @click.option("--data-path-port", type=int, default=0, help="UDP port of the overlays.")
+@click.option(
+    "--force-new-cluster",
+    is_flag=True,
+    help="Go on as the only manager: the others are lost for good.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="With --force-new-cluster: only say what would be lost."
+)
 @pass_client
 def init(
     client: Client,
@@ -29,11 +38,20 @@ def init(
     default_addr_pool: tuple[str, ...],
     default_addr_pool_mask_length: int,
     data_path_port: int,
+    force_new_cluster: bool,
+    dry_run: bool,
 ) -> None:
     """Make this node the first manager of a new cluster."""
+    if dry_run and not force_new_cluster:
+        raise click.UsageError("--dry-run goes with --force-new-cluster")
+    if dry_run:
+        found = client.post("/swarm/init", {"ForceNewCluster": True}, dryRun=True)
+        click.echo(recovery.text(found))
+        return
     node_id = client.post(
         "/swarm/init",
         {
+            "ForceNewCluster": force_new_cluster,
             "ListenAddr": listen_addr,
             "AdvertiseAddr": advertise_addr,
             "DataPathAddr": data_path_addr,

@@ -49,11 +49,6 @@ class JoinRequest(Model, frozen=True, kw_only=True):
 
 def check_init(asked: InitRequest) -> None:
     """Raises NotImplementedHere or Invalid for what cannot be had."""
-    if asked.force_new_cluster:
-        raise NotImplementedHere(
-            "force-new-cluster is not supported by this version of Shoal; "
-            "bring back more than half of the managers instead"
-        )
     if asked.auto_lock_managers:
         raise NotImplementedHere("autolock is not supported yet; leave out --autolock")
     check(asked.spec)

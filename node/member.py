@@ -148,6 +148,14 @@ class Member:
                 await self._news.wait()
         await self.manager.found(cluster, node)
 
+    async def leading(self) -> None:
+        """Until there is a leader, while `run` runs. Raises Unavailable or TimeoutError."""
+        async with asyncio.timeout(FOUND_S):
+            while self.manager is None:
+                self._news.clear()
+                await self._news.wait()
+        await self.manager.wait_leader(FOUND_S)
+
     def founded(self) -> None:
         """The new cluster is made and on disk: be a node of it."""
         self._founded.set()

@@ -23,8 +23,9 @@ from common.protocol.dispatcher import Manager as ManagerAddress
 from common.tasks import end
 from common.tls import MANAGER, Credentials
 from manager.ca import tokens
-from manager.manager import make_log
+from manager.manager import Manager, make_log
 from manager.raft.message import Member as RaftMember
+from manager.recovery import Prospect, check_lost, prospect
 from node.address import (
     advertised,
     bind,
@@ -35,6 +36,7 @@ from node.address import (
     source_address,
     split_port,
 )
+from node.forcing import check_force, go_on_alone, readdressed
 from node.founding import InitRequest as InitRequest
 from node.founding import JoinRequest as JoinRequest
 from node.founding import availability, check_init, first_certificate, first_cluster, first_node
@@ -195,6 +197,49 @@ class Swarm:
         await asyncio.to_thread(files.save_state, state)
         member.founded()
         log.info("cluster made", extra={"cluster": state.cluster_id, "node": state.node_id})
+
+    # When the other managers are lost for good
+
+    def prospect(self) -> Prospect:
+        """What `force_new_cluster` would keep and drop. Raises ShoalError where it is refused."""
+        return prospect(self._running_manager())
+
+    async def force_new_cluster(self, asked: InitRequest) -> str:
+        """Go on as the only manager of this node's cluster; returns the node's id.
+
+        Raises ShoalError; then the cluster is as it was.
+        """
+        async with self._alone(member=True):
+            check_force(asked)
+            check_lost(self._running_manager())
+            before = self._member
+            assert before is not None
+            interfaces = await asyncio.to_thread(machine_interfaces)
+            state = before.state
+            alone = readdressed(asked, state, self._around.config, interfaces)
+            await self.close()
+            try:
+                await go_on_alone(self._around.files, alone, self._around.clock)
+                await asyncio.to_thread(self._around.files.save_state, alone)
+                state = alone
+            finally:
+                member = Member(self._around, state, before.trust.credentials)
+                self._run(member)
+            await self._while_running(member.leading())
+            log.warning("a new cluster of this manager alone was forced")
+            return state.node_id
+
+    def _running_manager(self) -> Manager:
+        if self._member is None and not self.error:
+            raise Unavailable(
+                "This node is not part of a swarm, so there is nothing to go on with; leave out "
+                "--force-new-cluster"
+            )
+        manager = self._member.manager if self._member else None
+        if manager is None:
+            why = f": {self.error}" if self.error else ""
+            raise Conflict(f"this node runs no manager, so it cannot force a new cluster{why}")
+        return manager
 
     # Join
 

@@ -71,6 +71,10 @@ class Trust:
         return self._credentials.root
 
     @property
+    def credentials(self) -> Credentials:
+        return self._credentials
+
+    @property
     def tls_info(self) -> TLSInfo:
         """What `node inspect` shows of this node's trust."""
         return TLSInfo(trust_root=self.root.decode())

@@ -4,7 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from common.errors import NotFound, Unavailable
+from common.errors import Invalid, NotFound, Unavailable
 from common.model.base import to_builtins
 from common.model.cluster import Cluster, ClusterSpec
 from node.api import body
@@ -28,9 +28,15 @@ class SwarmRoutes:
         ]
 
     async def init(self, request: web.Request) -> web.StreamResponse:
+        asked = await body.read(request, InitRequest)
+        if body.flag(request, "dryRun"):
+            if not asked.force_new_cluster:
+                raise Invalid("dryRun is for ForceNewCluster only")
+            return json_response(self._daemon.swarm.prospect())
+        if asked.force_new_cluster:
+            return json_response(await self._daemon.swarm.force_new_cluster(asked))
         self._refuse_member()
-        node_id = await self._daemon.swarm.init(await body.read(request, InitRequest))
-        return json_response(node_id)
+        return json_response(await self._daemon.swarm.init(asked))
 
     async def join(self, request: web.Request) -> web.StreamResponse:
         self._refuse_member()

@@ -12,14 +12,14 @@ from aiohttp.test_utils import TestClient, TestServer
 from msgspec.structs import replace
 
 from common import rpc, tls
-from common.errors import Forbidden, Invalid, ShoalError, Unavailable
+from common.errors import Conflict, Forbidden, Invalid, ShoalError, Unavailable
 from common.model.cluster import Cluster
 from common.model.node import Node, NodeState, Role
 from common.protocol.ca import Issued, RenewRequest
 from manager.ca import tokens
 from manager.raft.disk import FileDisk
 from node.forward import forward
-from node.swarm import JoinRequest
+from node.swarm import InitRequest, JoinRequest
 from tests.support.formation import Machine, machines, until
 
 
@@ -178,6 +178,64 @@ async def test_a_worker_that_leaves_is_down_at_once(tmp_path: Path) -> None:
         node = manager.node(left)
         assert node is not None
         assert node.status.state is NodeState.DOWN
+
+
+async def test_one_survivor_goes_on_alone(tmp_path: Path) -> None:
+    """RAF 184, 192: data, certificates and tokens are kept, the others dropped, new managers
+    accepted; the old ones that come back become workers and disturb nobody."""
+    async with machines(tmp_path, 5) as made:
+        survivor, *lost = made[:3]
+        await formed([lost[0], survivor, lost[1]])
+        node_id, before = survivor.swarm.node_id, cluster(lost[0])
+        raft_id = survivor.swarm.member.state.raft_id if survivor.swarm.member else ""
+        with pytest.raises(Conflict, match="has a leader"):
+            survivor.swarm.prospect()
+        for machine in lost:
+            await machine.crash()
+            machine.swarm._member = None
+        member = survivor.swarm.member
+        assert member is not None
+        assert member.manager is not None
+        gone = member.manager
+        await until("the loss is noticed", lambda: not gone.leader_address and not gone.is_leader)
+        found = survivor.swarm.prospect()
+        assert {one.addr for one in found.dropped_managers} == {one.address for one in lost}
+        assert found.committed_index <= found.last_index
+        assert found.objects == {"cluster": 1, "node": 3}
+
+        assert (
+            await survivor.swarm.force_new_cluster(InitRequest(force_new_cluster=True)) == node_id
+        )
+        assert voters(survivor) == 1
+        assert survivor.leads
+        assert cluster(survivor).root_ca == before.root_ca
+        assert survivor.swarm.member is not None
+        assert survivor.swarm.member.state.raft_id == raft_id
+        roles = {node.id: node.spec.role for node in survivor.store.view().find(Node)}
+        assert len(roles) == 3
+        assert [id for id, role in roles.items() if role is Role.MANAGER] == [node_id]
+
+        for machine in made[3:]:
+            await machine.join(before.root_ca.join_token_manager, survivor)
+        await until("three vote", lambda: voters(survivor) == 3)
+        for machine in lost:
+            await machine.restart()
+        await until(
+            "the old managers are workers",
+            lambda: all(role_of(machine) == "worker" for machine in lost),
+            25,
+        )
+        assert voters(survivor) == 3
+        assert survivor.leads
+        await survivor.set_role(lost[0].swarm.node_id, Role.MANAGER)
+        await until("one is promoted again", lambda: voters(survivor) == 4)
+        await survivor.restart()
+        await until("a restart changes nothing", lambda: voters(survivor) == 4)
+
+
+def role_of(machine: Machine) -> str:
+    """By certificate."""
+    return machine.swarm.member.trust.role if machine.swarm.member else ""
 
 
 async def test_a_manager_whose_log_is_gone_begins_anew(tmp_path: Path) -> None:
