@@ -7,21 +7,19 @@ somebody was told is written would be worse than keeping what nobody was. The ot
 are among the removed for good, so that, should they come back after all, they are told so and
 disturb nobody (Raft thesis 4.2.3, 6.4; RAF 184).
 
-One snapshot holds all of it, state and membership, and the disk installs it whole or not at all:
-a crash leaves the old cluster or the new one.
+One snapshot holds all of it, state and membership, one entry ahead of the log, and the disk keeps
+it whole or not at all: a crash leaves the old cluster or the new one.
 """
 
-import zlib
 from collections.abc import Callable
 
 import msgspec
 
 from common.errors import Conflict
 from manager.raft.disk import Disk, Stored
-from manager.raft.driver import StateMachine
 from manager.raft.log import Log
+from manager.raft.machine import StateMachine
 from manager.raft.message import Configuration, Entry, EntryKind, Member, SnapshotMeta
-from manager.raft.work import Install
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -71,31 +69,27 @@ async def force(
     stored = await disk.load()
     log = _log(stored)
     configuration = forced(log.configuration, survivor)
-    _replay(stored, log, machine)
+    await _replay(disk, stored, machine)
     index = log.last_index + 1
     if data := change():
         machine.apply(index, data)
     term = max(stored.hard_state.term, log.last_term)
-    return await _install(disk, SnapshotMeta(index, term, configuration, 0, 0), machine)
+    meta = SnapshotMeta(index, term, configuration, 0, 0)
+    return await disk.save_snapshot(meta, machine.snapshot())
 
 
 def _log(stored: Stored) -> Log:
-    if stored.snapshot is None:
+    meta = stored.snapshot
+    if meta is None:
         return Log(entries=stored.entries)
-    meta = stored.snapshot.meta
     return Log(meta.index, meta.term, meta.configuration, stored.entries)
 
 
-def _replay(stored: Stored, log: Log, machine: StateMachine) -> None:
+async def _replay(disk: Disk, stored: Stored, machine: StateMachine) -> None:
     if stored.snapshot is not None:
-        machine.restore(stored.snapshot.meta.index, stored.snapshot.data)
+        restoring = machine.restoring(stored.snapshot.index)
+        await disk.feed_snapshot(stored.snapshot, restoring)
+        restoring.become()
     for entry in stored.entries:
         if entry.kind is EntryKind.DATA:
             machine.apply(entry.index, entry.data)
-
-
-async def _install(disk: Disk, meta: SnapshotMeta, machine: StateMachine) -> SnapshotMeta:
-    data = machine.snapshot()
-    meta = msgspec.structs.replace(meta, size=len(data), crc=zlib.crc32(data))
-    await disk.install(Install(meta, data))
-    return meta

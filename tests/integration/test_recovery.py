@@ -185,3 +185,49 @@ def unreachable(machine: Machine) -> set[str]:
         for node in machine.api.get("/nodes")
         if (node.get("ManagerStatus") or {}).get("Reachability") == "unreachable"
     }
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs the docker command line")
+def test_a_new_cluster_from_one_survivor(cluster: Cluster) -> None:
+    """RAF 184, 192: two of three machines are gone. Containers go on, the dry run tells, docker
+    forces, tasks are replaced, a new machine joins as manager; an old one that comes back after
+    all is a worker."""
+    cluster.up(3)
+    survivor, lost, gone = cluster.machines
+    cluster.load(images.web_archive(cluster.folder, 1))
+    survivor.api.post("/services/create", service("web", 3))
+    wait_until(lambda: len(running(survivor, "web")) == 3, "three tasks run", 30)
+    said = shoal(survivor, "swarm", "init", "--force-new-cluster", "--dry-run", check=False)
+    assert "has a leader" in said.stderr
+    tokens = survivor.api.get("/swarm")["JoinTokens"]
+    lost.kill()
+    gone.kill()
+    wait_until(lambda: "no leader" in shoal(survivor, "node", "ls").stderr, "the loss shows", 20)
+    here = {row["Id"] for row in survivor.api.get("/containers/json")}
+    said = shoal(survivor, "swarm", "init", "--force-new-cluster", "--dry-run")
+    assert f"m2 ({lost.ip}:2377)" in said.stdout
+    assert "1 service" in said.stdout
+    assert "no leader" in shoal(survivor, "node", "ls").stderr, "nothing was changed"
+
+    done = docker(survivor, "swarm", "init", "--force-new-cluster")
+    assert done.returncode == 0, done.stderr
+    assert survivor.api.get("/swarm")["JoinTokens"] == tokens
+    wait_until(lambda: hostnames(survivor, "down") == {"m2", "m3"}, "the others are down", 20)
+    roles = {
+        node["Description"]["Hostname"]: node["Spec"]["Role"] for node in survivor.api.get("/nodes")
+    }
+    assert roles == {"m1": "manager", "m2": "worker", "m3": "worker"}
+    wait_until(lambda: len(running(survivor, "web")) == 3, "what was lost is replaced", 30)
+    assert here <= {row["Id"] for row in survivor.api.get("/containers/json")}
+
+    lost.start_daemon()
+    wait_until(lambda: hostnames(survivor) == {"m1", "m2"}, "m2 is back", 30)
+    wait_until(
+        lambda: not lost.api.get("/info")["Swarm"]["ControlAvailable"], "m2 manages no more", 30
+    )
+    assert docker(survivor, "node", "promote", "m2").returncode == 0
+    new = cluster.add_machine()
+    cluster.join(new, "manager", via=survivor)
+    wait_until(lambda: len(raft_ids(survivor)) == 3, "three manage", 30)
+    survivor.kill_daemon()
+    wait_until(lambda: new.api.post("/services/create", service("more", 1)), "writes go on", 30)
