@@ -1,10 +1,13 @@
 """shoal swarm: form, join and leave a cluster."""
 
+import sys
+
 import click
 
 from cli import recovery
-from cli.client import Client
+from cli.client import Client, CliError
 from cli.context import pass_client
+from cli.options import Duration
 
 
 @click.group()
@@ -28,6 +31,7 @@ def swarm() -> None:
 @click.option(
     "--dry-run", is_flag=True, help="With --force-new-cluster: only say what would be lost."
 )
+@click.option("--autolock", is_flag=True, help="Managers need a key after each restart.")
 @pass_client
 def init(
     client: Client,
@@ -40,6 +44,7 @@ def init(
     data_path_port: int,
     force_new_cluster: bool,
     dry_run: bool,
+    autolock: bool,
 ) -> None:
     """Make this node the first manager of a new cluster."""
     if dry_run and not force_new_cluster:
@@ -59,12 +64,16 @@ def init(
             "DefaultAddrPool": list(default_addr_pool),
             "SubnetSize": default_addr_pool_mask_length,
             "DataPathPort": data_path_port,
+            "AutoLockManagers": autolock,
         },
     )
     click.echo(f"Swarm initialized: current node ({node_id}) is now a manager.\n")
     click.echo("To add a worker to this swarm, run the following command on it:\n")
     click.echo(f"{_join_command(client, 'Worker')}\n")
     click.echo("To add a manager, run: shoal swarm join-token manager")
+    if autolock:
+        click.echo()
+        _show_unlock_key(client)
 
 
 @swarm.command()
@@ -131,6 +140,97 @@ def leave(client: Client, force: bool) -> None:
     """Leave the cluster. The tasks of this node are removed from it."""
     client.post("/swarm/leave", force=force)
     click.echo("Node left the swarm.")
+
+
+@swarm.command()
+@click.option(
+    "--autolock",
+    type=bool,
+    is_flag=False,
+    flag_value=True,
+    default=None,
+    metavar="true|false",
+    help="Whether managers need the unlock key after each restart.",
+)
+@click.option("--cert-expiry", type=Duration(), help="How long new certificates are good.")
+@click.option("--dispatcher-heartbeat", type=Duration(), help="How often agents say they live.")
+@click.option("--task-history-limit", type=int, help="Ended tasks kept for each slot.")
+@pass_client
+def update(
+    client: Client,
+    autolock: bool | None,
+    cert_expiry: int | None,
+    dispatcher_heartbeat: int | None,
+    task_history_limit: int | None,
+) -> None:
+    """Change settings of the whole cluster."""
+    asked = {
+        ("EncryptionConfig", "AutoLockManagers"): autolock,
+        ("CAConfig", "NodeCertExpiry"): cert_expiry,
+        ("Dispatcher", "HeartbeatPeriod"): dispatcher_heartbeat,
+        ("Orchestration", "TaskHistoryRetentionLimit"): task_history_limit,
+    }
+    if all(value is None for value in asked.values()):
+        raise click.UsageError("nothing to change; `shoal swarm update --help` shows what can be")
+    found = client.get("/swarm")
+    spec = found["Spec"]
+    was_locked = spec["EncryptionConfig"]["AutoLockManagers"]
+    for (part, name), value in asked.items():
+        if value is not None:
+            spec[part][name] = value
+    client.post("/swarm/update", spec, version=found["Version"]["Index"])
+    click.echo("Swarm updated.")
+    if autolock and not was_locked:
+        _show_unlock_key(client)
+
+
+@swarm.command("unlock-key")
+@click.option("--rotate", is_flag=True, help="Make a new key; the old one is of no use then.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the key only.")
+@pass_client
+def unlock_key(client: Client, rotate: bool, quiet: bool) -> None:
+    """Show what a locked manager needs after a restart."""
+    if rotate:
+        found = client.get("/swarm")
+        version = found["Version"]["Index"]
+        client.post("/swarm/update", found["Spec"], version=version, rotateManagerUnlockKey=True)
+        if not quiet:
+            click.echo("Successfully rotated manager unlock key.\n")
+    if quiet:
+        click.echo(_unlock_key(client))
+    else:
+        _show_unlock_key(client)
+
+
+@swarm.command()
+@pass_client
+def unlock(client: Client) -> None:
+    """Open a manager that was locked by its restart. Reads the key from standard input."""
+    state = client.get("/info")["Swarm"]["LocalNodeState"]
+    if state == "inactive":
+        raise CliError("this node is not part of a swarm")
+    if state != "locked":
+        raise CliError("swarm is not locked")
+    if sys.stdin.isatty():
+        key = click.prompt("Enter unlock key", hide_input=True, err=True)
+    else:
+        key = sys.stdin.readline()
+    client.post("/swarm/unlock", {"UnlockKey": key.strip()})
+
+
+def _unlock_key(client: Client) -> str:
+    key: str = client.get("/swarm/unlockkey")["UnlockKey"]
+    if not key:
+        raise CliError("no unlock key is set: `shoal swarm update --autolock=true` sets one")
+    return key
+
+
+def _show_unlock_key(client: Client) -> None:
+    click.echo(
+        "To unlock a manager after it restarts, run `shoal swarm unlock` on it and give this "
+        f"key:\n\n    {_unlock_key(client)}\n\n"
+        "Keep the key in a password manager: without it the manager cannot be started again."
+    )
 
 
 def _join_command(client: Client, role: str) -> str:

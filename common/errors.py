@@ -2,6 +2,7 @@
 
     ShoalError
     ├── Invalid             400  the request is wrong; the message names field, value and remedy
+    ├── Unauthorized        401  the key or password given is not the right one
     ├── Forbidden           403  the caller may not do this
     ├── NotFound            404  no such object
     ├── Conflict            409  the object's state or another object stands in the way
@@ -28,6 +29,12 @@ class Invalid(ShoalError):
     """The request is wrong and will be wrong when repeated."""
 
     http_status = 400
+
+
+class Unauthorized(ShoalError):
+    """What the caller gave to prove its right is wrong."""
+
+    http_status = 401
 
 
 class Forbidden(ShoalError):

@@ -35,6 +35,7 @@ from manager.parts import MakeParts, Term
 from manager.raft.config import RaftConfig
 from manager.raft.disk import FileDisk
 from manager.raft.driver import Driver, bootstrap
+from manager.raft.keyring import Keyring
 from manager.raft.membership import AddLearner, Remove, UpdateAddress
 from manager.raft.message import Member
 from manager.raft.network import Peers
@@ -67,9 +68,9 @@ class Lead:
         return await self._driver.propose(data, term=self._term)
 
 
-async def make_log(folder: Path, member: Member) -> None:
+async def make_log(folder: Path, member: Member, keyring: Keyring) -> None:
     """Make in `folder` the log of a new cluster with `member` alone. Raises Conflict."""
-    disk = FileDisk(folder, member.id)
+    disk = FileDisk(folder, member.id, keyring=keyring)
     try:
         await bootstrap(disk, member)
     finally:
@@ -86,6 +87,7 @@ class Manager:
         raft_id: str,
         address: str,
         folder: Path,
+        keyring: Keyring,
         config: DaemonConfig,
         client: rpc.Client,
         clock: Clock,
@@ -97,10 +99,11 @@ class Manager:
         self.node_id = node_id
         self.store = Store(clock)
         self._peers = Peers(dialler(client))
+        self._disk = FileDisk(folder, raft_id, keyring=keyring)
         self.raft = Driver(
             member_id=raft_id,
             config=RaftConfig.of(config.raft),
-            disk=FileDisk(folder, raft_id),
+            disk=self._disk,
             network=self._peers,
             machine=self.store,
             rng=rng,
@@ -215,6 +218,10 @@ class Manager:
         """Hand over if this manager leads, then end `run`; returns when its files are closed."""
         await self.raft.stop()
         await self._ended.wait()
+
+    async def rotate_key(self) -> None:
+        """Seal what is written from now on with a new data key. Raises DiskFailed, Unavailable."""
+        await self._disk.rotate_key()
 
     async def _follow_raft(self) -> None:
         status = self.raft.status

@@ -21,6 +21,7 @@ from manager.orchestrator.jobs import GlobalJobOrchestrator, ReplicatedJobOrches
 from manager.orchestrator.reaper import Reaper
 from manager.orchestrator.replicated import ReplicatedOrchestrator
 from manager.raft.driver import Driver
+from manager.raft.keyring import new_unlock_key
 from manager.scheduler.scheduler import Scheduler
 from manager.store.store import Store
 
@@ -60,6 +61,7 @@ class ManagerParts:
             clock,
             managers=lambda: managers_of(raft.status),
             new_token=lambda root: new_token(root.encode(), rng),
+            new_unlock_key=lambda: new_unlock_key(rng),
         )
 
     def term(self) -> Term:

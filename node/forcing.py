@@ -57,5 +57,5 @@ async def go_on_alone(files: IdentityFiles, state: NodeState, clock: Clock) -> N
 
     Nobody else uses the log meanwhile. Raises ShoalError; then the log is as it was.
     """
-    disk = FileDisk(files.raft_folder, state.raft_id)
+    disk = FileDisk(files.raft_folder, state.raft_id, keyring=files.keyring)
     await make_survivor(disk, Member(state.raft_id, state.node_id, state.address), clock)

@@ -10,13 +10,14 @@ import msgspec
 
 from common.apart import run_apart
 from common.config import DaemonConfig
-from common.errors import Invalid, NotImplementedHere
+from common.errors import Invalid
 from common.model.base import Model
-from common.model.cluster import Cluster, ClusterSpec, RootCA
+from common.model.cluster import Cluster, ClusterSpec, EncryptionConfig, RootCA
 from common.model.node import Availability, Node, NodeSpec, Role
 from common.tls import MANAGER, Credentials, Identity
 from manager.api.cluster import check
 from manager.ca import certificates, tokens
+from manager.raft.keyring import new_unlock_key
 from node.identity import NodeState
 from node.pools import check_pools
 
@@ -49,13 +50,17 @@ class JoinRequest(Model, frozen=True, kw_only=True):
 
 def check_init(asked: InitRequest) -> None:
     """Raises NotImplementedHere or Invalid for what cannot be had."""
-    if asked.auto_lock_managers:
-        raise NotImplementedHere("autolock is not supported yet; leave out --autolock")
     check(asked.spec)
     availability(asked.availability)
     if asked.data_path_port and not 1024 <= asked.data_path_port <= 49151:
         raise Invalid(f"data path port {asked.data_path_port} is not between 1024 and 49151")
     check_pools(asked.default_addr_pool, asked.subnet_size or 24)
+
+
+def unlock_key(asked: InitRequest, rng: random.Random) -> str:
+    """That of a new cluster; "" if its managers are not to be locked."""
+    encryption = asked.spec.encryption_config
+    return new_unlock_key(rng) if asked.auto_lock_managers or encryption.auto_lock_managers else ""
 
 
 def availability(text: str) -> Availability:
@@ -81,11 +86,16 @@ async def first_certificate(
 
 
 def first_cluster(
-    asked: InitRequest, state: NodeState, root: RootCA, config: DaemonConfig
+    asked: InitRequest, state: NodeState, root: RootCA, config: DaemonConfig, unlock_key: str
 ) -> Cluster:
     return Cluster(
         id=state.cluster_id,
-        spec=msgspec.structs.replace(asked.spec, name=asked.spec.name or "default"),
+        spec=msgspec.structs.replace(
+            asked.spec,
+            name=asked.spec.name or "default",
+            encryption_config=EncryptionConfig(auto_lock_managers=bool(unlock_key)),
+        ),
+        unlock_key=unlock_key,
         root_ca=root,
         default_addr_pool=asked.default_addr_pool or (config.overlay_pool,),
         subnet_size=asked.subnet_size or 24,

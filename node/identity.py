@@ -2,11 +2,15 @@
 
 STATE_DIR/swarm/            0700
   root.pem                  the cluster's root certificate
-  node.pem                  certificate and key in one file, so that they always fit
+  node.pem                  certificate and key in one file, so that they always fit;
+                            a manager's key is sealed with a key of the keyring
+  keyring                   a manager's data keys (manager/raft/keyring.py): whoever may open it
+                            has the key in node.pem and the log, so that autolock locks all at once
   state.json                written last at joining, removed first at leaving:
                             a folder without it is the rest of a join that was cut off
 """
 
+import base64
 import contextlib
 import re
 import shutil
@@ -17,8 +21,12 @@ import msgspec
 from common.errors import Invalid
 from common.protocol.dispatcher import Manager
 from common.tls import Credentials
+from manager.raft.keyring import KeyGuard, Keyring
 from node.files import sync_folder, write_atomically
 
+_SEALED = re.compile(
+    rb"-----BEGIN SEALED PRIVATE KEY-----\n([A-Za-z0-9+/=]*)\n-----END SEALED PRIVATE KEY-----\n?"
+)
 _KEY = re.compile(rb"-----BEGIN PRIVATE KEY-----.*?-----END PRIVATE KEY-----\n?", re.DOTALL)
 
 
@@ -48,9 +56,15 @@ class IdentityFiles:
         self.folder = state_dir / "swarm"
         self.raft_folder = self.folder / "raft"
         self._state = self.folder / "state.json"
+        self.keyring = Keyring(self.folder / "keyring")
 
-    def load(self) -> tuple[NodeState, Credentials] | None:
-        """None if this node is in no cluster. Raises Invalid for damaged files."""
+    def load(self, guard: KeyGuard | None = None) -> tuple[NodeState, Credentials] | None:
+        """None if this node is in no cluster. `guard` opens the keyring of a locked manager.
+
+        Raises Invalid for damaged files, Locked if it takes an unlock key and there is none,
+        Unauthorized if it takes another.
+        """
+        self.keyring = Keyring(self.keyring.path, guard)
         try:
             state = msgspec.json.decode(self._state.read_bytes(), type=NodeState)
             return state, self._credentials()
@@ -62,18 +76,36 @@ class IdentityFiles:
             raise Invalid(f"{self._state} is damaged: {error}; leave and join again") from error
 
     def _credentials(self) -> Credentials:
-        both = (self.folder / "node.pem").read_bytes()
-        key = _KEY.search(both)
-        if key is None:
-            raise Invalid(f"{self.folder / 'node.pem'} holds no key; leave and join again")
+        path = self.folder / "node.pem"
+        both = path.read_bytes()
         root = (self.folder / "root.pem").read_bytes()
-        return Credentials(root=root, certificate=both.replace(key[0], b""), key=key[0])
+        if sealed := _SEALED.search(both):
+            self.keyring.load()
+            key = self.keyring.open(path, base64.b64decode(sealed[1]))
+            return Credentials(root=root, certificate=both.replace(sealed[0], b""), key=key)
+        plain = _KEY.search(both)
+        if plain is None:
+            raise Invalid(f"{path} holds no key; leave and join again")
+        return Credentials(root=root, certificate=both.replace(plain[0], b""), key=plain[0])
 
-    def save_credentials(self, credentials: Credentials) -> None:
+    def save_credentials(self, credentials: Credentials, *, sealed: bool) -> None:
+        """`sealed`: the key can be read through the keyring only, as that of managers must be."""
         self._make_folder()
         write_atomically(self.folder / "root.pem", credentials.root)
-        both = credentials.certificate + credentials.key
-        write_atomically(self.folder / "node.pem", both)
+        key = self._sealed(credentials.key) if sealed else credentials.key
+        write_atomically(self.folder / "node.pem", credentials.certificate + key)
+        if not sealed:
+            self.keyring.forget("node.pem")
+
+    @property
+    def are_sealed(self) -> bool:
+        """Whether the key on disk is."""
+        return _SEALED.search((self.folder / "node.pem").read_bytes()) is not None
+
+    def _sealed(self, key: bytes) -> bytes:
+        text = base64.b64encode(self.keyring.seal("node.pem", key))
+        begin, end = (b"-----%s SEALED PRIVATE KEY-----\n" % word for word in (b"BEGIN", b"END"))
+        return begin + text + b"\n" + end
 
     def save_state(self, state: NodeState) -> None:
         self._make_folder()
@@ -85,6 +117,7 @@ class IdentityFiles:
             self._state.unlink()
             sync_folder(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.keyring = Keyring(self.keyring.path)
 
     def has_log(self) -> bool:
         """Whether there is what a manager's log leaves from its first moment on."""
@@ -92,7 +125,16 @@ class IdentityFiles:
 
     def wipe_raft(self) -> None:
         """Forget the log, as a manager that became a worker must."""
+        gone = list(self.raft_folder.iterdir()) if self.raft_folder.exists() else []
         shutil.rmtree(self.raft_folder, ignore_errors=True)
+        for path in gone:
+            self.keyring.forget(path.name)
+
+    def wipe_keyring(self) -> None:
+        """A worker has none. Only after `wipe_raft`, and with the key in node.pem in the clear."""
+        if not self.are_sealed:
+            self.keyring.path.unlink(missing_ok=True)
+            self.keyring = Keyring(self.keyring.path)
 
     def _make_folder(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

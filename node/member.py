@@ -39,6 +39,7 @@ from node.address import (
 )
 from node.identity import IdentityFiles, NodeState
 from node.listener import Listener
+from node.locking import follow_lock
 from node.moving import moved
 from node.trust import Trust
 
@@ -142,11 +143,15 @@ class Member:
 
     async def found(self, cluster: Cluster, node: Node) -> None:
         """Make the cluster of which this is the first node, while `run` runs. Raises ShoalError."""
+        await (await self.managing()).found(cluster, node)
+
+    async def managing(self) -> Manager:
+        """The manager, once it runs. Raises TimeoutError."""
         async with asyncio.timeout(FOUND_S):
             while self.manager is None:
                 self._news.clear()
                 await self._news.wait()
-        await self.manager.found(cluster, node)
+        return self.manager
 
     async def leading(self) -> None:
         """Until there is a leader, while `run` runs. Raises Unavailable or TimeoutError."""
@@ -193,6 +198,8 @@ class Member:
     async def _forget_log(self) -> None:
         """A worker has no log: what is left of one is a former manager's."""
         await asyncio.to_thread(self._around.files.wipe_raft)
+        if self.trust.role == WORKER:
+            await asyncio.to_thread(self._around.files.wipe_keyring)
         if self.state.raft_id:
             await self._keep(msgspec.structs.replace(self.state, raft_id=""))
 
@@ -225,13 +232,18 @@ class Member:
             await self._enter_raft()
             if not self.state.raft_id:
                 return True
+            await self.trust.seal()
             manager = self._make_manager()
             self.manager = listener.manager = manager
             self._news.set()
             async with asyncio.TaskGroup() as group:
                 keeping = group.create_task(self._keep_place(manager), name="place")
+                keyring = self._around.files.keyring
+                locking = group.create_task(
+                    follow_lock(manager, keyring, self.trust.renew), name="autolock"
+                )
                 await manager.run()
-                await end(keeping)
+                await end(keeping, locking)
             return not (manager.raft.status.removed or self._place)
         finally:
             self.manager = listener.manager = self._listener = None
@@ -244,6 +256,7 @@ class Member:
             raft_id=self.state.raft_id,
             address=self.state.address,
             folder=around.files.raft_folder,
+            keyring=around.files.keyring,
             config=around.config,
             client=self.trust.client,
             clock=around.clock,

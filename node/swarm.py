@@ -3,6 +3,7 @@
     inactive ──init──────────► active ──leave──► inactive
         └─────join──► pending ──┘
     error: the node is in a cluster but cannot take part; leave says what it was
+    locked: a manager with autolock after a restart; unlock makes it active
 
 What is half-made when something fails is taken back: on disk, and at the managers.
 """
@@ -16,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from common.apart import run_apart
-from common.errors import Conflict, Invalid, ShoalError, Unavailable
+from common.errors import Conflict, Invalid, Locked, ShoalError, Unavailable
 from common.keys import new_request
 from common.protocol.ca import IssueRequest
 from common.protocol.dispatcher import Manager as ManagerAddress
@@ -24,6 +25,7 @@ from common.tasks import end
 from common.tls import MANAGER, Credentials
 from manager.ca import tokens
 from manager.manager import Manager, make_log
+from manager.raft.keyring import LockedGuard, guard_of
 from manager.raft.message import Member as RaftMember
 from manager.recovery import Prospect, check_lost, prospect
 from node.address import (
@@ -39,7 +41,14 @@ from node.address import (
 from node.forcing import check_force, go_on_alone, readdressed
 from node.founding import InitRequest as InitRequest
 from node.founding import JoinRequest as JoinRequest
-from node.founding import availability, check_init, first_certificate, first_cluster, first_node
+from node.founding import (
+    availability,
+    check_init,
+    first_certificate,
+    first_cluster,
+    first_node,
+    unlock_key,
+)
 from node.identity import NodeState
 from node.joining import introduce
 from node.member import Member, Surroundings
@@ -62,15 +71,18 @@ class Swarm:
         self._running: asyncio.Task[None] | None = None
         self._busy = asyncio.Lock()
         self._joining = False
+        self._locked = False
         self.error = ""
 
     # What others may know
 
     @property
     def state(self) -> str:
-        """Docker's word: inactive, pending, active or error."""
+        """Docker's word: inactive, pending, active, locked or error."""
         if self.error:
             return "error"
+        if self._locked:
+            return "locked"
         if self._member is None or (self._joining and not self._member.welcomed.is_set()):
             return "pending" if self._joining else "inactive"
         return "active"
@@ -98,6 +110,11 @@ class Swarm:
         found = self._member.state.managers if self._member else ()
         return [(manager.node_id, manager.address) for manager in found]
 
+    def check_unlocked(self) -> None:
+        """Raises Locked while nothing of the cluster can be had here."""
+        if self._locked:
+            raise Locked
+
     # Starting and ending
 
     async def start(self) -> None:
@@ -108,15 +125,20 @@ class Swarm:
             if found is None:
                 await asyncio.to_thread(files.wipe)  # of a join that was cut off
                 return
-            state, credentials = found
-            if state.raft_id and not await asyncio.to_thread(files.has_log):
-                # Its votes and promises are forgotten: under the old id it would break them.
-                log.warning("this manager's log is gone; it asks for a new place among the others")
-                state = msgspec.structs.replace(state, raft_id="")
-            self._run(Member(self._around, state, credentials))
+            await self._resume(*found)
+        except Locked as error:
+            self._locked = True
+            log.warning("locked", extra={"reason": str(error)})
         except ShoalError as error:
             self.error = str(error)
             log.error("cannot take part in the cluster", extra={"reason": self.error})
+
+    async def _resume(self, state: NodeState, credentials: Credentials) -> None:
+        if state.raft_id and not await asyncio.to_thread(self._around.files.has_log):
+            # Its votes and promises are forgotten: under the old id it would break them.
+            log.warning("this manager's log is gone; it asks for a new place among the others")
+            state = msgspec.structs.replace(state, raft_id="")
+        self._run(Member(self._around, state, credentials))
 
     async def close(self) -> None:
         """End the membership's tasks, handing over leadership first. The node stays a member."""
@@ -185,12 +207,15 @@ class Swarm:
             state, self._around.clock.now(), self._around.rng
         )
         await asyncio.to_thread(files.wipe)
-        await asyncio.to_thread(files.save_credentials, credentials)
-        await make_log(files.raft_folder, RaftMember(state.raft_id, state.node_id, state.address))
+        key = unlock_key(asked, self._around.rng)
+        await asyncio.to_thread(files.keyring.set_guard, guard_of(key))
+        await asyncio.to_thread(files.save_credentials, credentials, sealed=True)
+        raft_member = RaftMember(state.raft_id, state.node_id, state.address)
+        await make_log(files.raft_folder, raft_member, files.keyring)
         member = Member(self._around, state, credentials, new=True)
         await member.listen(bound)
         self._run(member)
-        cluster = first_cluster(asked, state, root, self._around.config)
+        cluster = first_cluster(asked, state, root, self._around.config, key)
         await self._while_running(
             member.found(cluster, first_node(asked, state, self._around.clock.now()))
         )
@@ -230,6 +255,7 @@ class Swarm:
             return state.node_id
 
     def _running_manager(self) -> Manager:
+        self.check_unlocked()
         if self._member is None and not self.error:
             raise Unavailable(
                 "This node is not part of a swarm, so there is nothing to go on with; leave out "
@@ -289,7 +315,8 @@ class Swarm:
         member = Member(self._around, state, credentials)
         try:
             await asyncio.to_thread(files.wipe)
-            await asyncio.to_thread(files.save_credentials, credentials)
+            sealed = member.trust.role == MANAGER
+            await asyncio.to_thread(files.save_credentials, credentials, sealed=sealed)
             if member.trust.role == MANAGER:
                 await member.listen()
                 await member.join_raft()
@@ -325,6 +352,26 @@ class Swarm:
         finally:
             await end(waiting)
 
+    # Unlock
+
+    async def unlock(self, key: str) -> None:
+        """Open the keys of a locked manager and take part again; returns once it does.
+
+        Raises Conflict if it is not locked, Invalid or Unauthorized for a wrong key.
+        """
+        async with self._alone(member=True):
+            if not self._locked:
+                raise Conflict("swarm is not locked")
+            found = await asyncio.to_thread(self._around.files.load, LockedGuard(key))
+            if found is None:
+                raise Unavailable("This node is not part of a swarm")
+            await self._resume(*found)
+            self._locked = False
+            assert self._member is not None
+            with contextlib.suppress(TimeoutError):  # it goes on coming up by itself
+                await self._while_running(self._member.managing())
+            log.info("unlocked")
+
     # Leave
 
     async def leave(self, force: bool) -> None:
@@ -333,6 +380,11 @@ class Swarm:
         Raises Unavailable for a manager without `force`, saying what would be lost.
         """
         async with self._alone(member=True):
+            if self._locked and not force:
+                raise Unavailable(
+                    "Swarm is encrypted and locked. Please unlock it first or use `--force` to "
+                    "ignore this message."
+                )
             member = self._member
             manager = member.manager if member else None
             if member is not None and manager is not None:
@@ -385,6 +437,7 @@ class Swarm:
         if self._member is not None:
             await self._member.close()
         self._member = None
+        self._locked = False
         self.error = ""
         await asyncio.to_thread(self._around.files.wipe)
 
@@ -394,10 +447,11 @@ class Swarm:
         if self._busy.locked():
             raise Conflict("another swarm command is under way on this node; wait for it")
         async with self._busy:
-            inside = self._member is not None or bool(self.error)
+            inside = self._member is not None or self._locked or bool(self.error)
             if member and not inside:
                 raise Unavailable("This node is not part of a swarm")
             if inside and not member:
+                self.check_unlocked()
                 raise Unavailable(
                     'This node is already part of a swarm. Use "docker swarm leave" to leave this '
                     "swarm and join another one."

@@ -101,13 +101,22 @@ class Trust:
         before = self.certificate.identity
         if certificate.identity.node_id != before.node_id:
             raise Invalid("a manager answered with another node's certificate")
-        await asyncio.to_thread(self._files.save_credentials, credentials)
+        await self._save(credentials, certificate)
         self.certificate, self._credentials = certificate, credentials
         for context in (self._client_context, self.server_context):
             tls.load_chain(context, credentials)
         renewed, self.renewed = self.renewed, asyncio.Event()
         renewed.set()
         log.info("certificate renewed", extra={"role": self.role, "role_before": before.role})
+
+    async def seal(self) -> None:
+        """See to it that a manager's key is not on disk in the clear, as it was before sealing."""
+        if self.role == tls.MANAGER and not await asyncio.to_thread(lambda: self._files.are_sealed):
+            await self._save(self._credentials, self.certificate)
+
+    async def _save(self, credentials: Credentials, certificate: Certificate) -> None:
+        sealed = certificate.identity.role == tls.MANAGER
+        await asyncio.to_thread(self._files.save_credentials, credentials, sealed=sealed)
 
     async def renew_in_time(self) -> None:
         """Renew again and again, until cancelled."""

@@ -66,4 +66,5 @@ class Cluster(Object, frozen=True, kw_only=True):
     subnet_size: int = 24
     data_path_port: int = 4789
     node_pool: str = "10.192.0.0/10"
+    unlock_key: str = ""  # of managers that autolock; "" while they do not. Managers only
     removed_nodes: dict[str, str] = {}  # node id -> time until which it is refused, ISO 8601

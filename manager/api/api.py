@@ -23,9 +23,10 @@ class Api:
         clock: Clock,
         managers: Managers,
         new_token: Callable[[str], str],
+        new_unlock_key: Callable[[], str],
     ) -> None:
         self.services = Services(store, ids, clock)
         self.nodes = Nodes(store, clock, managers)
         self.tasks = Tasks(store)
         self.networks = Networks(store, ids)
-        self.cluster = Clusters(store, clock, new_token)
+        self.cluster = Clusters(store, clock, new_token, new_unlock_key)

@@ -53,13 +53,21 @@ def new_cluster(
 class Clusters:
     """Validated operations on the one cluster there is.
 
-    `new_token` makes a join token for the root certificate (PEM) that it is given.
+    `new_token` makes a join token for the root certificate (PEM) that it is given,
+    `new_unlock_key` what managers are unlocked with.
     """
 
-    def __init__(self, store: Store, clock: Clock, new_token: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        new_token: Callable[[str], str],
+        new_unlock_key: Callable[[], str],
+    ) -> None:
         self._store = store
         self._clock = clock
         self._new_token = new_token
+        self._new_unlock_key = new_unlock_key
 
     def find(self) -> Cluster | None:
         """The cluster, or None before this manager has its state."""
@@ -82,8 +90,11 @@ class Clusters:
         *,
         rotate_worker_token: bool = False,
         rotate_manager_token: bool = False,
+        rotate_unlock_key: bool = False,
     ) -> Cluster:
-        """Change the cluster's settings, or make join tokens of before worthless.
+        """Change the cluster's settings, or make join tokens or the unlock key worthless.
+
+        With autolock each manager locks its keys as soon as it hears of it.
 
         Raises Invalid, NotImplementedHere, Conflict ("update out of sequence").
         """
@@ -103,10 +114,20 @@ class Clusters:
             if rotate_manager_token:
                 ca = replace(ca, join_token_manager=self._new_token(ca.certificate))
             named = replace(spec, name=cluster.spec.name)
-            tx.put(replace(cluster, spec=named, root_ca=ca))
+            unlock_key = self._unlock_key(cluster, spec, rotate=rotate_unlock_key)
+            tx.put(replace(cluster, spec=named, root_ca=ca, unlock_key=unlock_key))
 
         await self._store.update(write)
         return self.get()
+
+    def _unlock_key(self, cluster: Cluster, spec: ClusterSpec, *, rotate: bool) -> str:
+        if not spec.encryption_config.auto_lock_managers:
+            if rotate:
+                raise Invalid("cannot rotate the unlock key because autolock is not turned on")
+            return ""
+        if cluster.unlock_key and not rotate:
+            return cluster.unlock_key
+        return self._new_unlock_key()
 
 
 def check(spec: ClusterSpec) -> None:
@@ -116,8 +137,6 @@ def check(spec: ClusterSpec) -> None:
         raise Invalid(f"heartbeat period is {heartbeat / SECOND:g} s; use 0.1 s to 60 s")
     if spec.ca_config.node_cert_expiry < CERT_EXPIRY_MIN_NS:
         raise Invalid("certificate expiry is too short; use at least 1h")
-    if spec.encryption_config.auto_lock_managers:
-        raise NotImplementedHere("autolock is not supported yet; leave out --autolock")
     validate.log_driver(spec.task_defaults.log_driver)
 
 

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from common.errors import Conflict
+from common.errors import Conflict, Unavailable
 from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
 from manager.raft.keyring import Keyring
 from manager.raft.machine import Restoring
@@ -176,7 +176,12 @@ class FileDisk:
         await self._prune(meta, ())
 
     async def rotate_key(self) -> None:
-        """Seal with another data key from now on; the one before goes when no file needs it."""
+        """Seal with another data key from now on; the one before goes when no file needs it.
+
+        May be called at any time. Raises Unavailable once the log is closed.
+        """
+        if self._closing:
+            raise Unavailable("this manager has stopped")
         await self._run(self._log_thread, self._rotate_key)
 
     async def close(self) -> None:

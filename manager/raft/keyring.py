@@ -1,6 +1,9 @@
 """The data keys of one member, in a file of its own, and who may read that file.
 
-    magic · CRC-32 of the rest · [guard, wrapped keys]
+    magic · CRC-32 of the rest · [guard, version, wrapped keys]
+
+The file also says which version of the cluster object asked for its guard, so that an older one,
+read again from the log, changes nothing.
 
 The keys are wrapped by a guard: none (the file is for its owner only), or one that needs the
 unlock key. A change of guard, a new key or a dropped one replaces the file at once: after a
@@ -12,6 +15,7 @@ A key is kept while it is the newest or a file that exists is sealed with it.
 import base64
 import binascii
 import os
+import random
 import struct
 import threading
 import zlib
@@ -20,10 +24,19 @@ from typing import Protocol
 
 import msgspec
 
-from common.errors import Forbidden, Invalid, Locked
+from common.errors import Invalid, Locked, Unauthorized
 from manager.raft import files
-from manager.raft.errors import KeyMissing, LogDamaged
-from manager.raft.sealing import KEY_BYTES, SALT_BYTES, DataKey, NotOpened, Sealer, derive, new_key
+from manager.raft.errors import KeyMissing, LogDamaged, SealBroken
+from manager.raft.sealing import (
+    KEY_BYTES,
+    SALT_BYTES,
+    DataKey,
+    NotOpened,
+    Sealer,
+    derive,
+    new_key,
+    new_salt,
+)
 
 UNLOCK_PREFIX = "SWMKEY-1-"
 _MAGIC = b"SHOALKEYRING 1\n"
@@ -42,7 +55,7 @@ class KeyGuard(Protocol):
     def wrap(self, secret: bytes) -> bytes: ...
 
     def unwrap(self, wrapped: bytes) -> bytes:
-        """Raises Forbidden if this guard is not the one that wrapped."""
+        """Raises Unauthorized if this guard is not the one that wrapped."""
         ...
 
 
@@ -50,6 +63,12 @@ class PlainGuard:
     """No lock: who can read the file has the keys."""
 
     name = _PLAIN
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PlainGuard)
+
+    def __hash__(self) -> int:
+        return 0
 
     def wrap(self, secret: bytes) -> bytes:
         return secret
@@ -76,14 +95,21 @@ class LockedGuard:
         try:
             return self._sealer(salt).open(sealed, _MAGIC)
         except NotOpened as error:
-            raise Forbidden("swarm could not be unlocked: invalid key provided") from error
+            raise Unauthorized("swarm could not be unlocked: invalid key provided") from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LockedGuard) and other._secret == self._secret
+
+    def __hash__(self) -> int:
+        return hash(self._secret)
 
     def _sealer(self, salt: bytes) -> Sealer:
         return Sealer(derive(self._secret, salt, "shoal keyring"))
 
 
-def new_unlock_key() -> str:
-    return format_unlock_key(os.urandom(KEY_BYTES))
+def new_unlock_key(rng: random.Random) -> str:
+    """`rng` must be one that cannot be guessed."""
+    return format_unlock_key(rng.randbytes(KEY_BYTES))
 
 
 def format_unlock_key(secret: bytes) -> str:
@@ -106,9 +132,23 @@ def parse_unlock_key(text: str) -> bytes:
     )
 
 
+def guard_of(unlock_key: str) -> KeyGuard:
+    """No lock for "". Raises Invalid."""
+    return LockedGuard(unlock_key) if unlock_key else PlainGuard()
+
+
 class _File(msgspec.Struct, frozen=True, array_like=True):
     guard: str
+    version: int  # of the cluster object that asked for the guard
     wrapped: bytes  # _Keys
+
+
+class _Blob(msgspec.Struct, frozen=True, array_like=True):
+    """What `Keyring.seal` gives."""
+
+    key_id: str
+    salt: bytes
+    sealed: bytes
 
 
 class _Keys(msgspec.Struct, frozen=True, array_like=True):
@@ -121,6 +161,7 @@ class Keyring:
     def __init__(self, path: Path, guard: KeyGuard | None = None) -> None:
         self.path = path
         self._guard: KeyGuard = guard or PlainGuard()
+        self._version = 0
         self._keys: tuple[DataKey, ...] = ()
         self._users: dict[str, str] = {}  # ids of keys, by the names of the files sealed with them
         self._lock = threading.RLock()
@@ -142,7 +183,7 @@ class Keyring:
     def load(self) -> None:
         """Read the keys, if there is a file.
 
-        Raises Locked if it needs an unlock key and there is none, Forbidden if it needs another,
+        Raises Locked if it needs an unlock key and there is none, Unauthorized if it needs another,
         LogDamaged if it is not what was written.
         """
         with self._lock:
@@ -155,12 +196,13 @@ class Keyring:
             elif self._guard.name != found.guard:
                 raise Locked
             self._keys = _parse(self.path, self._guard.unwrap(found.wrapped))
+            self._version = found.version
 
     def for_new_file(self, name: str) -> DataKey:
         """The current key, which stays for as long as the file is not forgotten."""
         with self._lock:
             if not self._keys:
-                self._replace((new_key(),), self._guard)
+                self._replace((new_key(),), self._guard, self._version)
             key = self._keys[-1]
             self._users[name] = key.id
             return key
@@ -182,7 +224,7 @@ class Keyring:
     def rotate(self) -> str:
         """Make another key, for the files made from now on; its id."""
         with self._lock:
-            self._replace((*self._keys, new_key()), self._guard)
+            self._replace((*self._keys, new_key()), self._guard, self._version)
             return self.current_id
 
     def drop_unused(self) -> int:
@@ -195,22 +237,55 @@ class Keyring:
             kept = tuple(key for key in self._keys[:-1] if key.id in used) + self._keys[-1:]
             dropped = len(self._keys) - len(kept)
             if dropped:
-                self._replace(kept, self._guard)
+                self._replace(kept, self._guard, self._version)
             return dropped
 
-    def set_guard(self, guard: KeyGuard) -> None:
-        """Lock, unlock, or lock with another unlock key; the one before is of no use then."""
-        with self._lock:
-            keys = self._keys or (new_key(),)
-            self._replace(keys, guard)
+    def would_change(self, guard: KeyGuard, version: int) -> bool:
+        """Whether `set_guard` would do anything to speak of. Does not block."""
+        return version >= self._version and guard != self._guard
 
-    def _replace(self, keys: tuple[DataKey, ...], guard: KeyGuard) -> None:
+    def set_guard(self, guard: KeyGuard, version: int = 0) -> bool:
+        """Lock, unlock, or lock with another unlock key; the one before is of no use then.
+
+        Does nothing if what the file says was asked for by a later `version`. Whether it is now
+        locked and was not.
+        """
+        with self._lock:
+            if version < self._version:
+                return False
+            was_locked = self.is_locked
+            self._replace(self._keys or (new_key(),), guard, version)
+            return self.is_locked and not was_locked
+
+    def seal(self, name: str, plain: bytes) -> bytes:
+        """`plain` for the small file `name`, which then needs the current key."""
+        with self._lock:
+            key = self.for_new_file(name)
+        salt = new_salt()
+        sealed = Sealer.of(key, salt, f"shoal file {name}").seal(plain, b"")
+        return msgspec.msgpack.encode(_Blob(key.id, salt, sealed))
+
+    def open(self, path: Path, sealed: bytes) -> bytes:
+        """What was sealed for the file at `path`. Raises KeyMissing, SealBroken."""
+        try:
+            blob = msgspec.msgpack.decode(sealed, type=_Blob)
+        except msgspec.MsgspecError as error:
+            raise LogDamaged(
+                path, 0, f"what is sealed in it is not what was written: {error}"
+            ) from error
+        sealer = Sealer.of(self.for_file(path, blob.key_id), blob.salt, f"shoal file {path.name}")
+        try:
+            return sealer.open(blob.sealed, b"")
+        except NotOpened as error:
+            raise SealBroken(path, 0, blob.key_id) from error
+
+    def _replace(self, keys: tuple[DataKey, ...], guard: KeyGuard, version: int) -> None:
         """First on disk, then here: a key is never used that could be lost."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         wrapped = guard.wrap(msgspec.msgpack.encode(_Keys(keys)))
-        body = msgspec.msgpack.encode(_File(guard.name, wrapped))
+        body = msgspec.msgpack.encode(_File(guard.name, version, wrapped))
         files.create(self.path, (_MAGIC, _CRC.pack(zlib.crc32(body)), body))
-        self._keys, self._guard = keys, guard
+        self._keys, self._guard, self._version = keys, guard, version
 
 
 def read(path: Path) -> _File | None:

@@ -34,6 +34,7 @@ def on_leader(daemon: Daemon, handler: Handler, *, stale: bool = False) -> Handl
     async def serve(request: web.Request) -> web.StreamResponse:
         manager = daemon.manager
         if manager is None:
+            daemon.swarm.check_unlocked()
             raise NotManager(not_manager(daemon))
         if stale:
             return await _read(daemon, manager, handler, request)

@@ -18,8 +18,6 @@ _REFUSED = {
     "/containers/{id}/attach/ws": "attaching by WebSocket",
     "/networks/{id}/connect": "connecting running containers to networks",
     "/networks/{id}/disconnect": "disconnecting running containers from networks",
-    "/swarm/unlock": "locked managers",
-    "/swarm/unlockkey": "locked managers",
     "/system/df": "disk usage",
     "/images/prune": "pruning",
     "/containers/prune": "pruning",

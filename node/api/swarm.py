@@ -4,14 +4,20 @@ from typing import Any
 
 from aiohttp import web
 
-from common.errors import Invalid, NotFound, Unavailable
-from common.model.base import to_builtins
+from common.errors import Invalid, Unavailable
+from common.model.base import Model, to_builtins
 from common.model.cluster import Cluster, ClusterSpec
 from node.api import body
 from node.api.daemon import Daemon
 from node.api.routes import Route, json_response
 from node.api.services import manager
 from node.swarm import InitRequest, JoinRequest
+
+
+class UnlockRequest(Model, frozen=True, kw_only=True):
+    """The body of `POST /swarm/unlock`."""
+
+    unlock_key: str = ""
 
 
 class SwarmRoutes:
@@ -24,6 +30,8 @@ class SwarmRoutes:
             Route("POST", "/swarm/init", self.init),
             Route("POST", "/swarm/join", self.join),
             Route("POST", "/swarm/leave", self.leave),
+            Route("POST", "/swarm/unlock", self.unlock),
+            Route("GET", "/swarm/unlockkey", self.unlock_key, on_leader=True),
             Route("POST", "/swarm/update", self.update, on_leader=True),
         ]
 
@@ -45,6 +53,7 @@ class SwarmRoutes:
 
     def _refuse_member(self) -> None:
         if self._daemon.swarm.state != "inactive":
+            self._daemon.swarm.check_unlocked()
             raise Unavailable(
                 'This node is already part of a swarm. Use "swarm leave" to leave this swarm '
                 "and join another one."
@@ -60,22 +69,29 @@ class SwarmRoutes:
         return json_response(cluster_json(manager(self._daemon).api.cluster.get(), tokens=True))
 
     async def update(self, request: web.Request) -> web.StreamResponse:
-        if body.flag(request, "rotateManagerUnlockKey"):
-            raise NotFound("managers are not locked, so there is no unlock key to rotate")
         spec = await body.read(request, ClusterSpec)
         await manager(self._daemon).api.cluster.update(
             spec,
             body.version(request),
             rotate_worker_token=body.flag(request, "rotateWorkerToken"),
             rotate_manager_token=body.flag(request, "rotateManagerToken"),
+            rotate_unlock_key=body.flag(request, "rotateManagerUnlockKey"),
         )
         return web.Response(status=200)
 
+    async def unlock(self, request: web.Request) -> web.StreamResponse:
+        await self._daemon.swarm.unlock((await body.read(request, UnlockRequest)).unlock_key)
+        return web.Response(status=200)
+
+    async def unlock_key(self, request: web.Request) -> web.StreamResponse:
+        """Empty while managers are not locked; the CLI says so."""
+        return json_response({"UnlockKey": manager(self._daemon).api.cluster.get().unlock_key})
+
 
 def cluster_json(cluster: Cluster, *, tokens: bool) -> dict[str, Any]:
-    """The cluster as Docker shows it. The CA's key never leaves the managers."""
+    """The cluster as Docker shows it. Neither the CA's key nor the unlock key is in it."""
     data: dict[str, Any] = to_builtins(cluster)
-    for private in ("RootCA", "RemovedNodes", "NodePool"):
+    for private in ("RootCA", "UnlockKey", "RemovedNodes", "NodePool"):
         data.pop(private, None)
     data |= {
         "TLSInfo": {"TrustRoot": cluster.root_ca.certificate},

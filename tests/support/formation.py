@@ -186,9 +186,13 @@ class Machine:
     async def _forget(self) -> None:
         self.forgotten += 1
 
-    async def init(self) -> str:
+    async def init(self, *, autolock: bool = False) -> str:
         return await self.swarm.init(
-            InitRequest(listen_addr=self.address, advertise_addr=self.address)
+            InitRequest(
+                listen_addr=self.address,
+                advertise_addr=self.address,
+                auto_lock_managers=autolock,
+            )
         )
 
     async def join(self, token: str, *remotes: "Machine") -> None:

@@ -9,6 +9,7 @@ from common.ids import Ids
 from common.model.base import Object
 from manager.api.api import Api
 from manager.api.managers import ManagerInfo
+from manager.raft.keyring import new_unlock_key
 from manager.store.store import Store
 from tests.support import build
 from tests.support.memory_proposer import LoopClock, memory_store
@@ -27,6 +28,7 @@ class World:
             LoopClock(),
             lambda: self.managers,
             lambda root: f"token-of-{root}-{rng.random()}",
+            lambda: new_unlock_key(rng),
         )
 
     async def put(self, *objects: Object) -> None:

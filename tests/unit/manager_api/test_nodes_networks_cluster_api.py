@@ -246,7 +246,6 @@ async def test_tokens_are_rotated_alone(world: World) -> None:
         ({"raft": RaftConfig(election_tick=3)}, NotImplementedHere),
         ({"ca_config": CAConfig(force_rotate=1)}, NotImplementedHere),
         ({"ca_config": CAConfig(node_cert_expiry=1)}, Invalid),
-        ({"encryption_config": EncryptionConfig(auto_lock_managers=True)}, NotImplementedHere),
         ({"dispatcher": DispatcherConfig(heartbeat_period=1)}, Invalid),
     ],
 )
@@ -257,6 +256,25 @@ async def test_settings_refused(
     with pytest.raises(error):
         await world.api.cluster.update(replace(cluster.spec, **changes), cluster.version.index)
     assert world.api.cluster.get() == cluster
+
+
+async def test_autolock_has_a_key_that_goes_with_it(world: World) -> None:
+    """SEC 216: made when locking, kept by other changes, made anew on request, gone after."""
+
+    async def update(locked: bool, **more: bool) -> str:
+        cluster = world.api.cluster.get()
+        spec = replace(cluster.spec, encryption_config=EncryptionConfig(auto_lock_managers=locked))
+        return (await world.api.cluster.update(spec, cluster.version.index, **more)).unlock_key
+
+    with pytest.raises(Invalid, match="autolock is not turned on"):
+        await update(False, rotate_unlock_key=True)
+    first = await update(True)
+    assert first.startswith("SWMKEY-1-")
+    assert await update(True, rotate_worker_token=True) == first
+    second = await update(True, rotate_unlock_key=True)
+    assert second not in ("", first)
+    assert await update(False) == ""
+    assert await update(True) not in ("", first, second)
 
 
 async def test_counts_and_absence(world: World) -> None:

@@ -32,7 +32,7 @@ HELD = Credentials(
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     files = IdentityFiles(tmp_path)
     assert files.load() is None
-    files.save_credentials(HELD)
+    files.save_credentials(HELD, sealed=False)
     assert files.load() is None  # a join that was cut off here never was
     files.save_state(STATE)
     assert files.load() == (STATE, HELD)
@@ -44,7 +44,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_only_root_may_read_them(tmp_path: Path) -> None:
     files = IdentityFiles(tmp_path)
-    files.save_credentials(HELD)
+    files.save_credentials(HELD, sealed=False)
     files.save_state(STATE)
     assert files.folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in files.folder.iterdir()} == {0o600}
@@ -52,11 +52,11 @@ def test_only_root_may_read_them(tmp_path: Path) -> None:
 
 def test_the_rest_of_a_crash_does_no_harm(tmp_path: Path) -> None:
     files = IdentityFiles(tmp_path)
-    files.save_credentials(HELD)
+    files.save_credentials(HELD, sealed=False)
     (files.folder / ".state.json.new").write_bytes(b"half")
     (files.folder / ".node.pem.new").write_bytes(b"half")
     files.save_state(STATE)
-    files.save_credentials(HELD)
+    files.save_credentials(HELD, sealed=False)
     assert files.load() == (STATE, HELD)
     assert sorted(path.name for path in files.folder.iterdir()) == [
         "node.pem",
@@ -67,7 +67,7 @@ def test_the_rest_of_a_crash_does_no_harm(tmp_path: Path) -> None:
 
 def test_damage_is_named(tmp_path: Path) -> None:
     files = IdentityFiles(tmp_path)
-    files.save_credentials(HELD)
+    files.save_credentials(HELD, sealed=False)
     files.save_state(STATE)
     (files.folder / "state.json").write_text('{"node_id": 3}')
     with pytest.raises(Invalid, match=r"state\.json is damaged"):
@@ -84,7 +84,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
 def test_nothing_is_left_after_leaving(tmp_path: Path) -> None:
     files = IdentityFiles(tmp_path)
     files.wipe()
-    files.save_credentials(HELD)
+    files.save_credentials(HELD, sealed=False)
     files.save_state(STATE)
     files.raft_folder.mkdir()
     files.wipe_raft()

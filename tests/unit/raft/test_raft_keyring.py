@@ -1,11 +1,12 @@
 """The keyring: keys come back, only to whom may have them, whatever step a crash ends."""
 
+import random
 import stat
 from pathlib import Path
 
 import pytest
 
-from common.errors import Forbidden, Invalid, Locked
+from common.errors import Invalid, Locked, Unauthorized
 from manager.raft.keyring import (
     Keyring,
     LockedGuard,
@@ -16,6 +17,8 @@ from manager.raft.keyring import (
     parse_unlock_key,
 )
 from tests.support.raft_files import entries, opened, reopened
+
+RNG = random.SystemRandom()
 
 
 def loaded(path: Path, guard: PlainGuard | LockedGuard | None = None) -> Keyring:
@@ -34,7 +37,7 @@ def test_the_file_is_for_its_owner_only_and_gives_the_keys_back(tmp_path: Path) 
 
 def test_a_locked_keyring_opens_with_its_unlock_key_only(tmp_path: Path) -> None:
     path = tmp_path / "keyring"
-    unlock_key = new_unlock_key()
+    unlock_key = new_unlock_key(RNG)
     keyring = Keyring(path)
     secret = keyring.for_new_file("a").secret
     assert secret in path.read_bytes()
@@ -43,20 +46,20 @@ def test_a_locked_keyring_opens_with_its_unlock_key_only(tmp_path: Path) -> None
     assert is_locked(path)
     with pytest.raises(Locked, match="Swarm is encrypted and needs to be unlocked"):
         loaded(path)
-    with pytest.raises(Forbidden, match="invalid key provided"):
-        loaded(path, LockedGuard(new_unlock_key()))
+    with pytest.raises(Unauthorized, match="invalid key provided"):
+        loaded(path, LockedGuard(new_unlock_key(RNG)))
     opened = loaded(path, LockedGuard(unlock_key))
     assert opened.key_ids == keyring.key_ids
     assert opened.is_locked
 
 
 def test_an_old_unlock_key_stops_working(tmp_path: Path) -> None:
-    old, new = new_unlock_key(), new_unlock_key()
+    old, new = new_unlock_key(RNG), new_unlock_key(RNG)
     keyring = Keyring(tmp_path / "keyring")
     keyring.set_guard(LockedGuard(old))
     keyring.set_guard(LockedGuard(new))
     keyring.rotate()  # a later change keeps the lock
-    with pytest.raises(Forbidden):
+    with pytest.raises(Unauthorized):
         loaded(keyring.path, LockedGuard(old))
     assert loaded(keyring.path, LockedGuard(new)).key_ids == keyring.key_ids
     keyring.set_guard(PlainGuard())
@@ -67,7 +70,7 @@ def test_an_old_unlock_key_stops_working(tmp_path: Path) -> None:
 def test_an_unlock_key_for_a_keyring_that_is_not_locked_yet_does_no_harm(tmp_path: Path) -> None:
     keyring = Keyring(tmp_path / "keyring")
     keyring.rotate()
-    assert not loaded(keyring.path, LockedGuard(new_unlock_key())).is_locked
+    assert not loaded(keyring.path, LockedGuard(new_unlock_key(RNG))).is_locked
 
 
 @pytest.mark.parametrize("step", ["open", "write", "fsync", "rename"])
@@ -81,7 +84,7 @@ def test_a_change_that_fails_at_any_step_leaves_keys_and_lock_as_they_were(
     def fails(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    changes = (keyring.rotate, lambda: keyring.set_guard(LockedGuard(new_unlock_key())))
+    changes = (keyring.rotate, lambda: keyring.set_guard(LockedGuard(new_unlock_key(RNG))))
     for change in changes:
         with monkeypatch.context() as patch:
             patch.setattr("pathlib.Path.rename" if step == "rename" else f"os.{step}", fails)
@@ -124,7 +127,7 @@ def test_an_unlock_key_looks_as_docker_shows_it() -> None:
 
 
 async def test_a_locked_log_needs_the_key_and_has_all(tmp_path: Path) -> None:
-    guard = LockedGuard(new_unlock_key())
+    guard = LockedGuard(new_unlock_key(RNG))
     async with opened(tmp_path) as (disk, _):
         await disk.write(None, entries(1, 3))
         disk.keyring.set_guard(guard)
