@@ -9,7 +9,7 @@ from lab import images
 from lab.api import wait_until
 from lab.cluster import Cluster
 from manager.raft.keyring import is_locked
-from tests.compat.test_docker_cli import CLIENTS, Docker
+from tests.support.docker_cli import CLIENTS, Docker
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
