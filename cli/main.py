@@ -15,6 +15,8 @@ _COMMANDS = {
     "node": "cli.node:node",
     "service": "cli.service:service",
     "network": "cli.network:network",
+    "secret": "cli.secret:secret",
+    "config": "cli.secret:config",
     "image": "cli.image:image",
     "container": "cli.container:container",
     "info": "cli.system:info",

@@ -13,6 +13,7 @@ from cli.context import filter_option, for_each, given, output_option, pass_clie
 from cli.logs import log_options, show_logs
 from cli.options import CPUS, DURATION, SIZE
 from cli.progress import wait_converged
+from cli.secret import references
 from cli.service_spec import created, mode_name, rescale, updated
 from cli.tasks import show_tasks
 
@@ -91,6 +92,8 @@ def spec_options(command: F) -> F:
 @click.option("--mount", multiple=True, metavar="type=…,source=…,target=…")
 @click.option("-p", "--publish", multiple=True, metavar="PUBLISHED:TARGET")
 @click.option("--network", multiple=True, metavar="NAME")
+@click.option("--secret", multiple=True, metavar="NAME", help="Or source=…,target=…,mode=….")
+@click.option("--config", multiple=True, metavar="NAME", help="As --secret.")
 @click.option("--constraint", multiple=True, metavar="EXPRESSION")
 @click.option("--placement-pref", multiple=True, metavar="spread=node.labels.NAME")
 @spec_options
@@ -101,7 +104,12 @@ def create(ctx: click.Context, /, **_: Any) -> None:
     """Run IMAGE, with COMMAND as its arguments, on the cluster."""
     client: Client = ctx.obj
     flags = _with_image(given(ctx), required=True)
-    answer = client.post("/services/create", created(flags, dict(os.environ)))
+    spec = created(flags, dict(os.environ))
+    for kind in ("secret", "config"):
+        if texts := flags.get(kind):
+            found = references(client, kind, texts)
+            spec["TaskTemplate"]["ContainerSpec"][f"{kind.capitalize()}s"] = found
+    answer = client.post("/services/create", spec)
     click.echo(answer["ID"])
     _wait(client, answer["ID"], flags)
 
@@ -123,6 +131,10 @@ def create(ctx: click.Context, /, **_: Any) -> None:
 @click.option("--publish-rm", multiple=True, metavar="TARGET")
 @click.option("--network-add", multiple=True, metavar="NAME")
 @click.option("--network-rm", multiple=True, metavar="NAME")
+@click.option("--secret-add", multiple=True, metavar="NAME", help="Or source=…,target=…,mode=….")
+@click.option("--secret-rm", multiple=True, metavar="NAME")
+@click.option("--config-add", multiple=True, metavar="NAME", help="As --secret-add.")
+@click.option("--config-rm", multiple=True, metavar="NAME")
 @click.option("--constraint-add", multiple=True, metavar="EXPRESSION")
 @click.option("--constraint-rm", multiple=True, metavar="EXPRESSION")
 @spec_options
@@ -140,6 +152,9 @@ def update(ctx: click.Context, /, **_: Any) -> None:
             flags["args"] = options.words("--args", flags["args"])
         if networks := flags.get("network_rm"):
             flags["network_rm"] = (*networks, *(_network_id(client, name) for name in networks))
+        for kind in ("secret", "config"):
+            if texts := flags.get(f"{kind}_add"):
+                flags[f"{kind}_add"] = references(client, kind, texts)
         _send(client, found, updated(found["Spec"], flags, dict(os.environ)))
     click.echo(flags["ref"])
     _wait(client, found["ID"], flags)

@@ -135,6 +135,9 @@ def updated(spec: Spec, flags: Mapping[str, Any], present_env: dict[str, str]) -
     _relist(container, "Env", env, flags.get("env_rm", ()), lambda text: text.partition("=")[0])
     mounts = [options.mount(text) for text in flags.get("mount_add", ())]
     _relist(container, "Mounts", mounts, flags.get("mount_rm", ()), lambda item: item["Target"])
+    for kind in ("Secret", "Config"):
+        files, gone = flags.get(f"{kind.lower()}_add", ()), flags.get(f"{kind.lower()}_rm", ())
+        _relist(container, f"{kind}s", list(files), gone, _name_of(f"{kind}Name"))
     template = spec["TaskTemplate"]
     networks = [options.network(text) for text in flags.get("network_add", ())]
     _relist(
@@ -202,6 +205,10 @@ def _preference(text: str) -> Spec:
 
 def _target_port(port: Spec) -> str:
     return str(port.get("TargetPort", 0))
+
+
+def _name_of(field: str) -> Callable[[Spec], str]:
+    return lambda item: str(item.get(field, ""))
 
 
 def _relabel(holder: Spec, field: str, flags: Mapping[str, Any], flag: str) -> None:

@@ -1,6 +1,9 @@
 """Placeholders in a service's environment, hostname and mounts, as Swarm has them. Pure.
 
 {{.Service.Name}}  {{.Task.Slot}}  {{.Node.Hostname}}  {{index .Service.Labels "tier"}}
+
+Secrets and configs that are templates may also say {{env "NAME"}}, {{secret "target"}} and
+{{config "target"}}.
 """
 
 import re
@@ -14,6 +17,8 @@ from common.model.task import Task
 
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _INDEX = re.compile(r"""^index\s+\.(Service|Node)\.Labels\s+["`]([^"`]*)["`]$""")
+
+_CALL = re.compile(r"""^(env|secret|config)\s+["`]([^"`]*)["`]$""")
 
 _FIELDS = (
     ".Service.ID",
@@ -33,6 +38,7 @@ class Context(msgspec.Struct, frozen=True):
 
     fields: Mapping[str, str]
     labels: Mapping[str, Mapping[str, str]]  # "Service", "Node"
+    calls: Mapping[str, Mapping[str, str]] = {}  # "env", "secret", "config"
 
 
 def context(task: Task, node: NodeDescription) -> Context:
@@ -57,11 +63,13 @@ def context(task: Task, node: NodeDescription) -> Context:
     )
 
 
-def check(text: str) -> None:
-    """Raises Invalid for a placeholder that no task can fill in."""
+def check(text: str, *, calls: bool = False) -> None:
+    """Raises Invalid for a placeholder that no task can fill in. `calls`: in a file's data."""
     for match in _PLACEHOLDER.finditer(text):
         expression = match[1].strip(" -")
-        if expression not in _FIELDS and not _INDEX.match(expression):
+        if expression in _FIELDS or _INDEX.match(expression):
+            continue
+        if not (calls and _CALL.match(expression)):
             raise _unknown(expression)
 
 
@@ -75,6 +83,11 @@ def _value(expression: str, context: Context) -> str:
         return context.fields[expression]
     if index := _INDEX.match(expression):
         return context.labels[index[1]].get(index[2], "")
+    if (call := _CALL.match(expression)) and call[1] in context.calls:
+        found = context.calls[call[1]].get(call[2])
+        if found is None:
+            raise Invalid(f"template {{{{{expression}}}}}: the task has no {call[1]} {call[2]}")
+        return found
     raise _unknown(expression)
 
 

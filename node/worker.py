@@ -13,6 +13,7 @@ from node.describe import boot_id, describe
 from node.member import AgentSeams
 from worker.agent.agent import Agent
 from worker.agent.executor import EngineExecutor
+from worker.agent.task_files import TaskFiles
 from worker.engine.engine import Engine
 from worker.images.images import Images
 from worker.network.networks import Networks
@@ -40,12 +41,18 @@ class Worker:
         def description() -> NodeDescription:
             return describe(self._config, self._version, seams.tls_info)
 
+        files = TaskFiles()
         return Agent(
             connect=seams.connect,
             managers=seams.state.manager_addresses,
             executor=EngineExecutor(
-                self.engine, self.images, description, stop_grace_s=self._config.stop_grace_s
+                self.engine,
+                self.images,
+                description,
+                files,
+                stop_grace_s=self._config.stop_grace_s,
             ),
+            files=files,
             networks=self.networks,
             journal=self._journal / "journal.db",
             describe=description,

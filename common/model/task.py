@@ -3,6 +3,7 @@
 import datetime as dt
 import enum
 import functools
+import posixpath
 
 import msgspec
 
@@ -55,11 +56,21 @@ class DNSConfig(Model, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
 
 
+SECRETS = "/run/secrets"  # where the files of secrets are, unless the target is a whole path
+CONFIGS = "/"
+
+
 class FileTarget(Model, frozen=True, kw_only=True):
+    """Where a secret or config is in a container, and whose it is."""
+
     name: str
-    uid: str = msgspec.field(default="0", name="UID")
-    gid: str = msgspec.field(default="0", name="GID")
-    mode: int = 0o444
+    uid: str = msgspec.field(default_factory=lambda: "0", name="UID")
+    gid: str = msgspec.field(default_factory=lambda: "0", name="GID")
+    mode: int = msgspec.field(default_factory=lambda: 0o444)
+
+    def path(self, folder: str) -> str:
+        """The whole path; a plain name is below `folder`."""
+        return posixpath.normpath(posixpath.join(folder, self.name))
 
 
 class SecretReference(Model, frozen=True, kw_only=True):
@@ -70,6 +81,7 @@ class SecretReference(Model, frozen=True, kw_only=True):
 
 class ConfigReference(Model, frozen=True, kw_only=True):
     file: FileTarget | None = None
+    runtime: dict[str, object] | None = None  # of plugins and Windows' credentials: not here
     config_id: str
     config_name: str = ""
 

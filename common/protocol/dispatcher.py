@@ -19,6 +19,7 @@ One stream per agent, opened by the agent, one MessagePack message per frame.
 import msgspec
 
 from common.model.node import NodeDescription
+from common.model.secret import Config, Secret
 from common.model.task import Task, TaskStatus
 from common.protocol.network import NetworkChange
 
@@ -72,6 +73,8 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):
     complete: bool = False
     tasks: tuple[Task, ...] = ()
     removed_tasks: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()  # what tasks of this message may need to start
+    configs: tuple[Config, ...] = ()
     network: NetworkChange = NetworkChange()
     digest: str = ""  # of the network table that the node should have after this message
     tasks_digest: str = ""  # of the `task_mark`s of its tasks

@@ -8,6 +8,7 @@ from manager.api.cluster import Clusters
 from manager.api.managers import Managers
 from manager.api.networks import Networks
 from manager.api.nodes import Nodes
+from manager.api.secrets import configs, secrets
 from manager.api.services import Services
 from manager.api.tasks import Tasks
 from manager.store.store import Store
@@ -29,4 +30,6 @@ class Api:
         self.nodes = Nodes(store, clock, managers)
         self.tasks = Tasks(store)
         self.networks = Networks(store, ids)
+        self.secrets = secrets(store, ids)
+        self.configs = configs(store, ids)
         self.cluster = Clusters(store, clock, new_token, new_unlock_key)

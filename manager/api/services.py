@@ -26,6 +26,7 @@ from common.model.task import NetworkAttachmentConfig, PortConfig, Task, TaskSta
 from manager.api import defaults, validate
 from manager.api.filters import Filters, Test, has_label, one_of, select
 from manager.api.refs import resolve
+from manager.api.secrets import check_references
 from manager.store.store import Store, Tx, View
 
 PREDEFINED = ("bridge", "host", "none", "null")
@@ -79,6 +80,7 @@ class Services:
 
         def write(tx: Tx) -> None:
             full = _complete(tx, spec)
+            check_references(tx, full)
             _check_ports(tx, full, id)
             job = JobStatus(last_execution=self._clock.now()) if full.mode.is_job else None
             tx.put(Service(id=id, spec=full, job_status=job))
@@ -104,6 +106,7 @@ class Services:
             service = find_service(tx, ref)
             _check_version(service, version)
             changed = self._rolled_back(service) if rollback else _updated(tx, service, spec)
+            check_references(tx, changed.spec)
             tx.put(_run_again(changed, self._clock.now()) if changed is not service else service)
             return service.id
 

@@ -12,6 +12,8 @@ from common import references, templates
 from common.errors import Invalid, NotImplementedHere
 from common.model.service import EndpointSpec, ServiceMode, ServiceSpec, UpdateConfig
 from common.model.task import (
+    CONFIGS,
+    SECRETS,
     ContainerSpec,
     HealthConfig,
     LogDriver,
@@ -106,10 +108,7 @@ def container(spec: ContainerSpec) -> None:
             raise Invalid(f"environment variable {line[:80]!r} has no name; write NAME=VALUE")
     for text in (spec.hostname, *spec.env):
         templates.check(text)
-    if spec.secrets:
-        raise NotImplementedHere("secrets are not supported yet; remove them from the service")
-    if spec.configs:
-        raise NotImplementedHere("configs are not supported yet; remove them from the service")
+    files(spec)
     if spec.isolation not in ("", "default"):
         raise NotImplementedHere(f"isolation {spec.isolation!r} is not supported; use default")
     if spec.stop_grace_period is not None:
@@ -229,6 +228,29 @@ def log_driver(driver: LogDriver | None) -> None:
         raise NotImplementedHere(
             f"log driver {driver.name!r} is not supported; use json-file or leave it out"
         )
+
+
+def files(spec: ContainerSpec) -> None:
+    """References to secrets and configs; whether those are there is for the API to see."""
+    taken: set[str] = set()
+    wanted = [("secret", item.secret_name, item.file, SECRETS) for item in spec.secrets]
+    for config in spec.configs:
+        if config.runtime is not None:
+            raise NotImplementedHere(f"config {config.config_name}: Runtime is not supported")
+        wanted.append(("config", config.config_name, config.file, CONFIGS))
+    for what, name_, file, folder in wanted:
+        if file is None or not file.name.strip("/"):
+            raise Invalid(f"{what} {name_}: its file has no name; give a target")
+        if ".." in file.name.split("/") or "\0" in file.name:
+            raise Invalid(f"{what} {name_}: target {file.name!r} is not a plain path")
+        if not all(text == "" or text.isdecimal() for text in (file.uid, file.gid)):
+            raise Invalid(f"{what} {name_}: uid and gid of its file have to be numbers")
+        if not 0 <= file.mode <= 0o7777:
+            raise Invalid(f"{what} {name_}: mode {file.mode:o} is not valid; use 0 to 7777")
+        target = file.path(folder)
+        if target in taken:
+            raise Invalid(f"{what} {name_}: another one has target {target} already")
+        taken.add(target)
 
 
 def endpoint(spec: EndpointSpec) -> None:

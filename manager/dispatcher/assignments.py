@@ -12,6 +12,7 @@ import msgspec
 from common.model.base import ZERO_TIME, Object, Version
 from common.model.network import Network
 from common.model.node import Node, NodeState
+from common.model.secret import Config, Secret
 from common.model.service import Service
 from common.model.task import Task, TaskState, TaskStatus
 from common.protocol.dispatcher import Assign, task_mark
@@ -67,6 +68,7 @@ class Assignments:
         self._wishes: dict[str, dict[str, None]] = {}  # network id or name -> services
         self._network_names: dict[str, str] = {}  # network id -> name
         self._network_ids: dict[str, str] = {}  # name -> network id
+        self._files: dict[str, Secret | Config] = {}
         self._ingress: set[str] = set()  # services that publish ports on all nodes
         self._nodes: dict[str, NodeState] = {}
         self._boots: dict[str, str] = {}  # boot ids of nodes
@@ -85,6 +87,7 @@ class Assignments:
         networks: Iterable[Network],
         services: Iterable[Service],
         tasks: Iterable[Task],
+        files: Iterable[Secret | Config] = (),
     ) -> None:
         """Become this state, whatever was known before."""
         new: dict[type[Object], dict[str, Object]] = {
@@ -102,6 +105,7 @@ class Assignments:
         for kind, ids in known.items():
             for id in [id for id in ids if id not in new[kind]]:
                 self._remove(kind, id)
+        self._files = {file.id: file for file in files}
         for objects in new.values():
             for object in objects.values():
                 self.observe(object, removed=False)
@@ -120,6 +124,8 @@ class Assignments:
                 self._put_network(object)
             case Node():
                 self._put_node(object)
+            case Secret() | Config():
+                self._files[object.id] = object
 
     def release(self, task_id: str) -> None:
         """Let the task's node hear of its stop."""
@@ -241,9 +247,12 @@ class Assignments:
         *,
         complete: bool = False,
     ) -> Assign:
+        files = [self._files[id] for id in items.files(tasks) if id in self._files]
         return Assign(
             sequence=0,
             complete=complete,
+            secrets=tuple(file for file in files if isinstance(file, Secret)),
+            configs=tuple(file for file in files if isinstance(file, Config)),
             tasks=tuple(tasks),
             removed_tasks=tuple(removed),
             network=network,
@@ -276,6 +285,9 @@ class Assignments:
     def _remove(self, kind: type[Object], id: str) -> None:
         if kind is Task:
             self._remove_task(id)
+            return
+        if kind in (Secret, Config):
+            self._files.pop(id, None)
             return
         self._table.replace(_owner(kind, id), ())
         if kind is Node:

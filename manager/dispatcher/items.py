@@ -126,6 +126,18 @@ def serving(task: Task, boot_id: str = "") -> bool:
     return said and task.status.state is TaskState.RUNNING and not stopping(task)
 
 
+def files(tasks: Iterable[Task]) -> list[str]:
+    """The ids of the secrets and configs that `tasks` may need to start, also after a reboot."""
+    found: dict[str, None] = {}
+    for task in tasks:
+        container = task.spec.container_spec
+        if container is None or stopping(task) or task.status.state > TaskState.RUNNING:
+            continue
+        found |= dict.fromkeys(secret.secret_id for secret in container.secrets)
+        found |= dict.fromkeys(config.config_id for config in container.configs)
+    return list(found)
+
+
 def ingress_ports(service: Service) -> tuple[PublishedPort, ...]:
     """What is published on every node."""
     return tuple(

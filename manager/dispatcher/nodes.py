@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from common.model.network import Network
 from common.model.node import Node, NodeState, NodeStatus, Role
+from common.model.secret import Config, Secret
 from common.model.service import Service
 from common.model.task import Task, TaskState, TaskStatus
 from common.protocol.dispatcher import Hello, Manager
@@ -58,10 +59,13 @@ def orphan(tx: Tx, node_id: str, now: dt.datetime) -> None:
             tx.put(replace(task, status=status))
 
 
-def assigned(view: View) -> tuple[list[Network], list[Service], list[Task]]:
+def assigned(
+    view: View,
+) -> tuple[list[Network], list[Service], list[Task], list[Secret | Config]]:
     """What assignments are made of, besides the nodes."""
     tasks = [task for task in view.find(Task) if task.node_id]
-    return view.find(Network), view.find(Service), tasks
+    files: list[Secret | Config] = [*view.find(Secret), *view.find(Config)]
+    return view.find(Network), view.find(Service), tasks, files
 
 
 def manager_of(node: Node) -> Manager | None:

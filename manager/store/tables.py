@@ -14,6 +14,7 @@ from common.model.base import Object
 from common.model.cluster import Cluster
 from common.model.network import Network
 from common.model.node import Node
+from common.model.secret import Config, Secret
 from common.model.service import Service
 from common.model.task import Task
 from manager.store.trie import Trie
@@ -43,6 +44,10 @@ def _service_networks(service: Service) -> Keys:
     return {wish.target: None for wish in wishes}
 
 
+def _spec_name(object: Secret | Config) -> Keys:
+    return (object.spec.name.lower(),)
+
+
 def _network_name(network: Network) -> Keys:
     return () if network.pending_delete else (network.spec.name.lower(),)
 
@@ -60,6 +65,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(Cluster, "cluster", {"name": lambda cluster: (cluster.spec.name.lower(),)}, True),
     Kind(Node, "node", {"name": _node_names}),
     Kind(Network, "network", {"name": _network_name}, True),
+    Kind(Secret, "secret", {"name": _spec_name}, True),
+    Kind(Config, "config", {"name": _spec_name}, True),
     Kind(Service, "service", {"name": _service_name, "network": _service_networks}, True),
     Kind(
         Task,

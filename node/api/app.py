@@ -22,6 +22,7 @@ from node.api.networks import NetworkRoutes
 from node.api.nodes import NodeRoutes
 from node.api.refused import RefusedRoutes
 from node.api.routes import API_VERSION_ASKED, Handler, Route
+from node.api.secrets import ConfigRoutes, SecretRoutes
 from node.api.services import ServiceRoutes
 from node.api.swarm import SwarmRoutes
 from node.api.system import API_VERSION, MIN_API_VERSION, SystemRoutes
@@ -48,6 +49,8 @@ def make_app(daemon: Daemon) -> web.Application:
         SwarmRoutes(daemon),
         NodeRoutes(daemon),
         ServiceRoutes(daemon),
+        SecretRoutes(daemon),
+        ConfigRoutes(daemon),
         TaskRoutes(daemon),
         DistributionRoutes(daemon),
         RefusedRoutes(),

@@ -10,8 +10,6 @@ _REFUSED = {
     "/build/prune": "building images",
     "/session": "BuildKit sessions",
     "/plugins{rest:(/.*)?}": "plugins",
-    "/secrets{rest:(/.*)?}": "secrets",
-    "/configs{rest:(/.*)?}": "configs",
     "/images/search": "searching registries",
     "/images/{name:.+}/push": "pushing images",
     "/containers/{id}/update": "updating containers",

@@ -1,5 +1,6 @@
 """The unmodified docker command against a lab cluster: every verb of the main job."""
 
+import functools
 import json
 import re
 import shutil
@@ -205,6 +206,47 @@ def test_jobs_run_to_their_end(docker: Docker) -> None:
     nodes = docker("service", "ps", "--format", "{{.Node}}", "each").splitlines()
     assert sorted(nodes) == ["m1", "m2", "m3"]
     docker("service", "rm", "each")
+
+
+def test_secrets_and_configs(docker: Docker, on: Callable[[int], Docker], tmp_path: Path) -> None:
+    """As files in the tasks on every node, in memory only; rotated by an update."""
+    file = tmp_path / "app.conf"
+    file.write_text("{{.Service.Name}} on {{.Node.Hostname}}\n")
+    docker("secret", "create", "--label", "tier=web", "key-1", "-", data=b"sesame")
+    docker("config", "create", "--template-driver", "golang", "app.conf", str(file))
+    docker(
+        "service", "create", "--name", "safe", "--mode", "global", "--no-healthcheck", "-q",
+        "--secret", "source=key-1,target=key,uid=33,gid=44,mode=0440",
+        "--config", "source=app.conf,target=/etc/app.conf", "web:1",
+    )  # fmt: skip
+    for number in (1, 2, 3):
+        client = on(number)
+        container = container_here(client, "safe")
+        inside = functools.partial(client, "exec", container)
+        assert inside("cat", "/run/secrets/key") == "sesame"
+        assert inside("stat", "-c", "%u:%g %a", "/run/secrets/key") == "33:44 440"
+        assert inside("cat", "/etc/app.conf") == f"safe on {client.machine.name}"
+        assert client.run("exec", container, "sh", "-c", "echo x > /etc/app.conf").returncode
+        assert "tmpfs" in inside("grep", "/run/secrets/key", "/proc/self/mounts")
+        found = subprocess.run(
+            ["grep", "-rlaF", "sesame", client.machine.state_dir], capture_output=True, check=False
+        )
+        assert not found.stdout, "a secret is on disk in clear"
+    shown = docker("secret", "inspect", "key-1") + docker("service", "inspect", "safe")
+    assert not re.search("sesame|c2VzYW1l", shown)
+    assert "on {{.Node" in docker("config", "inspect", "--pretty", "app.conf")
+    assert "key-1" in docker("secret", "ls", "--filter", "label=tier=web")
+    assert "in use by the following service: safe" in docker.refused("secret", "rm", "key-1")
+    docker("secret", "create", "key-2", "-", data=b"open")
+    docker(
+        "service", "update", "-q", "--secret-rm", "key-1",
+        "--secret-add", "source=key-2,target=key,uid=33,gid=44,mode=0440", "safe",
+    )  # fmt: skip
+    assert docker("exec", container_here(docker, "safe"), "cat", "/run/secrets/key") == "open"
+    docker("secret", "rm", "key-1")
+    docker("service", "rm", "safe")
+    docker("secret", "rm", "key-2")
+    docker("config", "rm", "app.conf")
 
 
 def test_networks(docker: Docker, service: str) -> None:

@@ -19,6 +19,7 @@ from tests.support.fake_engine import FakeEngine, FakeNetworks
 from tests.support.memory_proposer import LoopClock, memory_store
 from tests.support.memory_stream import Wire
 from worker.agent.agent import Agent
+from worker.agent.task_files import TaskFiles
 
 MANAGER = "manager:2377"
 
@@ -41,10 +42,12 @@ class Machine:
         self.roles: list[object] = []
 
     def start(self) -> None:
+        self.engine.files = TaskFiles()  # in the daemon's memory only
         self.agent = Agent(
             self._connect,
             [MANAGER],
             self.engine,
+            self.engine.files,
             self.networks,
             self.world.folder / f"{self.id}.sqlite",
             lambda: self.description,

@@ -14,6 +14,7 @@ from common.model.task import Task
 from common.protocol.dispatcher import LogLine, LogRequest
 from common.protocol.network import NetworkChange, NetworkItem, digest, key
 from worker.agent.steps import Seen
+from worker.agent.task_files import TaskFiles
 
 
 class FakeEngine:
@@ -25,6 +26,7 @@ class FakeEngine:
         self._containers: dict[str, Seen] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._count = 0
+        self.files = TaskFiles()
         self.images: set[str] = set()
         self.step_s = 0.05  # each thing takes up to so long
         self.on_stop: Callable[[str], None] = lambda _: None  # the stop signal goes out
@@ -54,6 +56,9 @@ class FakeEngine:
             raise self.pull_error
         assert task.spec.container_spec is not None
         self.images.add(task.spec.container_spec.image)
+
+    async def gather(self, task: Task) -> None:
+        await self.files.ready(task)
 
     async def create(self, task: Task) -> None:
         await self._work()

@@ -40,6 +40,7 @@ from worker.agent.logs import LogSender
 from worker.agent.remotes import BACKOFF_MAX_S, Backoff, Remotes
 from worker.agent.reporter import Reporter
 from worker.agent.session import Ended, Session
+from worker.agent.task_files import TaskFiles
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Agent:
         connect: Callable[[str], Awaitable[Stream]],
         managers: list[str],
         executor: Executor,
+        files: TaskFiles,
         networks: Networks,
         journal: Path,
         describe: Callable[[], NodeDescription],
@@ -94,6 +96,7 @@ class Agent:
         self._connect = connect
         self._remotes = Remotes(managers, rng)
         self._executor = executor
+        self._files = files
         self._networks = networks
         self._journal = Journal(journal)
         self._describe = describe
@@ -235,6 +238,7 @@ class Agent:
                 self._drop(task_id)
         for task in assign.tasks:
             self._assign(task)
+        self._files.take(assign, (driver.task for driver in self._drivers.values()))
         self._settled.set()
         self._backoff.reset()
 

@@ -152,6 +152,7 @@ class Driver:
         await self._trying(self._start_once)
 
     async def _start_once(self) -> None:
+        await self._unless(self._stopping, self._executor.gather(self.task))
         async with self._starts:
             if not self._stopping.is_set():
                 await self._executor.start(self.task)

@@ -16,6 +16,7 @@ from common.model.task import PortConfig, PortStatus, Task
 from common.protocol.dispatcher import LogLine, LogRequest
 from worker.agent import spec
 from worker.agent.steps import Seen
+from worker.agent.task_files import TaskFiles, wanted
 
 if TYPE_CHECKING:
     from worker.engine.container import Container
@@ -40,6 +41,10 @@ class Executor(Protocol):
 
     async def pull(self, task: Task) -> None:
         """Have the task's image on this node."""
+        ...
+
+    async def gather(self, task: Task) -> None:
+        """Wait until the secrets and configs of the task are on this node."""
         ...
 
     async def create(self, task: Task) -> None:
@@ -72,6 +77,7 @@ class EngineExecutor:
         engine: "Engine",
         images: "Images",
         describe: Callable[[], NodeDescription],
+        files: TaskFiles,
         *,
         stop_grace_s: float = 10.0,
         auth: Callable[[Task], RegistryAuth | None] = lambda _: None,
@@ -80,6 +86,7 @@ class EngineExecutor:
         self._engine = engine
         self._images = images
         self._describe = describe
+        self._files = files
         self._stop_grace_s = stop_grace_s
         self._auth = auth
         self._containers: dict[str, str] | None = None  # task id -> container id
@@ -108,6 +115,9 @@ class EngineExecutor:
         except NotFound:
             await self._images.pull(image, self._auth(task))
 
+    async def gather(self, task: Task) -> None:
+        await self._files.ready(task)
+
     async def create(self, task: Task) -> None:
         plan = spec.plan(task, self._describe())
         try:
@@ -117,6 +127,7 @@ class EngineExecutor:
                 attachments=plan.attachments,
                 host_ports=plan.host_ports,
                 owner=task.id,
+                files=plan.files,
             )
         except Conflict:
             self.tasks()  # it may be there already, from before a crash
@@ -126,7 +137,10 @@ class EngineExecutor:
             self._known[task.id] = created
 
     async def start(self, task: Task) -> None:
-        await self._engine.start(self._must_find(task.id))
+        container = self._must_find(task.id)
+        if wanted(task):
+            await self._engine.fill(container, self._files.contents(task, self._describe()))
+        await self._engine.start(container)
 
     async def stop(self, task: Task) -> None:
         grace_s = spec.stop_grace_s(task, self._stop_grace_s)

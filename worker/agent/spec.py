@@ -13,6 +13,8 @@ from common.model.mounts import Mount
 from common.model.node import NodeDescription
 from common.model.task import SECOND, ContainerSpec, ResourceRequirements, Resources, Task
 from common.templates import Context, context, expand
+from worker.agent.task_files import wanted
+from worker.engine.container import FilePoint
 from worker.network.model import Attachment, HostPort
 
 _PRIVILEGES = ("CredentialSpec", "SELinuxContext", "Seccomp", "AppArmor", "NoNewPrivileges")
@@ -25,6 +27,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     body: ContainerCreate
     attachments: tuple[Attachment, ...] | None  # None: as the body's network mode says
     host_ports: tuple[HostPort, ...]
+    files: tuple[FilePoint, ...] = ()
 
 
 def container_spec(task: Task) -> ContainerSpec:
@@ -70,14 +73,14 @@ def plan(task: Task, node: NodeDescription) -> Plan:
         body=body,
         attachments=None if on_host else _attachments(task),
         host_ports=() if on_host else _host_ports(task),
+        files=tuple(
+            FilePoint(path, int(target.uid or 0), int(target.gid or 0), target.mode)
+            for _, target, path in wanted(task)
+        ),
     )
 
 
 def _refuse_undone(spec: ContainerSpec) -> None:
-    if spec.secrets:
-        raise NotImplementedHere("ContainerSpec.Secrets is not supported yet; leave it out")
-    if spec.configs:
-        raise NotImplementedHere("ContainerSpec.Configs is not supported yet; leave it out")
     if spec.isolation not in ("", "default"):
         raise NotImplementedHere(f"ContainerSpec.Isolation = {spec.isolation!r}: use default")
 

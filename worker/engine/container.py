@@ -30,6 +30,15 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = ""  # as given after the second colon of a bind
 
 
+class FilePoint(msgspec.Struct, frozen=True):
+    """A file that is given from outside and held in memory only (`memory_files.py`)."""
+
+    destination: str
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o444
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What is fixed when a container is made (`container.json`); only the name may change."""
 
@@ -43,6 +52,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     args: tuple[str, ...]
     mounts: tuple[MountPoint, ...] = ()
+    files: tuple[FilePoint, ...] = ()
     network_mode: str = "private"  # private, none, host
     attachments: tuple[Attachment, ...] = ()
     host_ports: tuple[HostPort, ...] = ()

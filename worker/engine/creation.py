@@ -15,7 +15,7 @@ from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
 from common.model.container import ContainerCreate, HostConfig
 from worker.engine import modes, points, request
-from worker.engine.container import Container, MountPoint, Record, State
+from worker.engine.container import Container, FilePoint, MountPoint, Record, State
 from worker.engine.disk import Disk
 from worker.engine.seams import Images, Networks
 from worker.network.model import Attachment, HostPort
@@ -82,6 +82,7 @@ class Creation:
         attachments: tuple[Attachment, ...] | None,
         host_ports: tuple[HostPort, ...],
         owner: str,
+        files: tuple[FilePoint, ...] = (),
     ) -> Container:
         """Raises Invalid, NotFound, Conflict, NotImplementedHere; nothing is left then."""
         image = self._images.get(body.image)
@@ -108,6 +109,7 @@ class Creation:
                 path=line[0],
                 args=line[1:],
                 mounts=tuple(mounts),
+                files=files,
                 network_mode=mode,
                 attachments=attachments,
                 host_ports=host_ports or request.host_ports(config, host),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from common.clock import Clock
@@ -15,7 +15,7 @@ from common.model.container import ContainerCreate
 from worker.engine import inspect as views
 from worker.engine import usage
 from worker.engine.background import Background
-from worker.engine.container import Container, Predicate
+from worker.engine.container import Container, FilePoint, Predicate
 from worker.engine.copying import Files
 from worker.engine.creation import Creation, Names
 from worker.engine.disk import Disk
@@ -24,6 +24,7 @@ from worker.engine.exec import ExecConfig, Execs
 from worker.engine.health import Monitors
 from worker.engine.lifecycle import Lifecycle
 from worker.engine.logs import LogLine, Logs
+from worker.engine.memory_files import MemoryFiles
 from worker.engine.recovery import Recovery
 from worker.engine.seams import Images, Networks
 from worker.engine.streams import Attachment as Attached
@@ -55,6 +56,7 @@ class Engine:
         self._samples: dict[str, dict[str, Any]] = {}
         self._background = Background()
         self._disk = Disk(config.state_dir / "containers")
+        self._memory = MemoryFiles(config.run_dir / "files")
         self._hierarchy = cgroups.detect()
         ids = Ids(rng)
         self._names = Names(rng)
@@ -66,8 +68,8 @@ class Engine:
             config.state_dir / "volumes", clock, ids, self.events.publish, self._volume_users
         )
         self._lifecycle = Lifecycle(
-            config, self._disk, self._keeper, images, networks, self.events, self._hierarchy,
-            clock, self._background, self._remove_after_end, self.find,
+            config, self._disk, self._memory, self._keeper, images, networks, self.events,
+            self._hierarchy, clock, self._background, self._remove_after_end, self.find,
         )  # fmt: skip
         available = capabilities.own()
         if not self._lifecycle.device_filter:
@@ -94,6 +96,7 @@ class Engine:
             self._containers[record.id] = Container(record, state)
             self._names.take(record.name, record.id)
         await self.volumes.open()
+        await asyncio.to_thread(self._memory.keep, set(self._containers))
         for container in await self._recovery.at_start():
             await self._remove(container, volumes=True)
 
@@ -149,12 +152,13 @@ class Engine:
         attachments: tuple[Attachment, ...] | None = None,
         host_ports: tuple[HostPort, ...] = (),
         owner: str = "",
+        files: tuple[FilePoint, ...] = (),
     ) -> str:
         """Make a container; its id. `attachments` are given for tasks; for others the networks are
-        taken from the request. Raises Invalid, NotFound (image), Conflict (name) and
-        NotImplementedHere.
+        taken from the request. `files` must be filled before a start. Raises Invalid, NotFound
+        (image), Conflict (name) and NotImplementedHere.
         """
-        work = self._create(body, name, attachments, host_ports, owner)
+        work = self._create(body, name, attachments, host_ports, owner, files)
         return await self._background.finish(work, "create a container")
 
     async def _create(
@@ -164,11 +168,21 @@ class Engine:
         attachments: tuple[Attachment, ...] | None,
         host_ports: tuple[HostPort, ...],
         owner: str,
+        files: tuple[FilePoint, ...],
     ) -> str:
-        container = await self._creation.create(body, name, attachments, host_ports, owner)
+        container = await self._creation.create(body, name, attachments, host_ports, owner, files)
         self._containers[container.id] = container
         self._lifecycle.publish(container, "create")
         return container.id
+
+    async def fill(self, ref: str, contents: Sequence[bytes]) -> None:
+        """Give a container the contents of its `files`, in their order."""
+        container = self.find(ref)
+        async with container.lock:
+            if container.removed:
+                raise NotFound(f"No such container: {container.id}")
+            points = container.record.files
+            await asyncio.to_thread(self._memory.write, container.id, points, contents)
 
     async def start(self, ref: str) -> None:
         """Returns once its process has executed; nothing happens if it runs. Raises Invalid for a
@@ -261,6 +275,7 @@ class Engine:
             self._lifecycle.forget_restart(container)
             container.current.status = "removing"
             await self._lifecycle.release(container)
+            await asyncio.to_thread(self._memory.remove, container.id)
             await asyncio.to_thread(self._disk.remove, container.id)
             del self._containers[container.id]
             self._names.free(container.name, container.id)

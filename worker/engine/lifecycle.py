@@ -18,6 +18,7 @@ from worker.engine.background import Background
 from worker.engine.container import Container
 from worker.engine.disk import CONFIG, Disk, replace
 from worker.engine.events import EventBus
+from worker.engine.memory_files import MemoryFiles
 from worker.engine.seams import Images, Networks
 from worker.network.model import SandboxSpec
 from worker.runtime.cgroups import Hierarchy
@@ -37,6 +38,7 @@ class Lifecycle:
         self,
         config: DaemonConfig,
         disk: Disk,
+        memory: MemoryFiles,
         keeper: KeeperClient,
         images: Images,
         networks: Networks,
@@ -50,6 +52,7 @@ class Lifecycle:
         self._find = find
         self._config = config
         self._disk = disk
+        self._memory = memory
         self._keeper = keeper
         self._images = images
         self._networks = networks
@@ -143,6 +146,8 @@ class Lifecycle:
         self, container: Container, lower: tuple[Path, ...], donors: dict[str, oci.Donor]
     ) -> None:
         folder, sandbox = self._disk.folder(container.id), container.sandbox
+        if self._memory.missing(container.id, container.record.files):
+            raise Conflict(f"the secrets and configs of {container.name} are not on this node yet")
         if sandbox is not None:
             files.write(folder, container, sandbox)
         around = oci.Surroundings(
@@ -153,6 +158,7 @@ class Lifecycle:
             seccomp=self.seccomp(container),
             device_filter=self.device_filter,
             files=self._disk.folder(self._files_of(container, donors)),
+            memory=self._memory.folder(container.id),
             devices=devices.find(container.host_config),
             donors=donors,
         )

@@ -56,6 +56,7 @@ class Surroundings(NamedTuple):
     # nodes, and it may make none.
     device_filter: bool
     files: Path  # folder of hosts, hostname and resolv.conf
+    memory: Path  # folder of the container's files that are in memory only
     devices: Devices
     donors: dict[str, Donor]  # containers whose namespaces are shared, by OCI's names of the kinds
 
@@ -208,7 +209,11 @@ def mounts(record: Record, around: Surroundings) -> list[dict[str, Any]]:
     ]
     ordered = sorted(record.mounts, key=lambda point: point.destination.count("/"))
     nodev = not (around.device_filter or host.privileged)
-    return entries + [user_mount(point, nodev) for point in ordered]
+    entries += [user_mount(point, nodev) for point in ordered]
+    return entries + [
+        _mount(file.destination, "bind", ["bind", "ro", *safe], str(around.memory / str(number)))
+        for number, file in enumerate(record.files)
+    ]
 
 
 def _shared_memory(host: HostConfig, donor: Donor | None) -> list[dict[str, Any]]:

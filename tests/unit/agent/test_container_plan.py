@@ -17,7 +17,6 @@ from common.model.task import (
     PortConfig,
     ResourceRequirements,
     Resources,
-    SecretReference,
     Task,
     TaskSpec,
 )
@@ -138,12 +137,6 @@ def test_the_hosts_own_network() -> None:
 @pytest.mark.parametrize(
     ("container", "error", "words"),
     [
-        pytest.param(
-            {"secrets": (SecretReference(secret_id="s"),)},
-            NotImplementedHere,
-            "Secrets",
-            id="secret",
-        ),
         pytest.param({"isolation": "hyperv"}, NotImplementedHere, "hyperv", id="isolation"),
         pytest.param(
             {"privileges": {"SELinuxContext": {"User": "u"}}},

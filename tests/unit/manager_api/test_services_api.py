@@ -20,7 +20,9 @@ from common.model.service import (
     UpdateStatus,
 )
 from common.model.task import (
+    ConfigReference,
     ContainerSpec,
+    FileTarget,
     HealthConfig,
     LogDriver,
     NetworkAttachmentConfig,
@@ -41,9 +43,14 @@ from tests.unit.manager_api.conftest import World
 CONTAINER = ContainerSpec(image="web:1")
 
 
+CREDENTIALS = ConfigReference(config_id="c", runtime={})
 BOTH = ServiceMode(global_job=GlobalJob(), replicated=ReplicatedService())
 JOB = ServiceMode(replicated_job=ReplicatedJob())
 NEGATIVE_JOB = ServiceMode(replicated_job=ReplicatedJob(total_completions=-1))
+
+
+def secret(name: str, target: str = "") -> SecretReference:
+    return SecretReference(secret_id="id", secret_name=name, file=FileTarget(name=target or name))
 
 
 def spec(name: str = "web", **more: Any) -> ServiceSpec:
@@ -110,7 +117,15 @@ BAD = [
     (with_task(network_attachment_spec={}), NotImplementedHere, "attachment"),
     (with_task(runtime="plugin"), NotImplementedHere, "runtime 'plugin'"),
     (with_task(log_driver=LogDriver(name="gelf")), NotImplementedHere, "log driver 'gelf'"),
-    (with_container(secrets=(SecretReference(secret_id="s"),)), NotImplementedHere, "secrets"),
+    (with_container(secrets=(SecretReference(secret_id="s"),)), Invalid, "no name"),
+    (with_container(secrets=(secret("key"),)), Invalid, "secret key not found"),
+    (with_container(secrets=(secret("key", "../passwd"),)), Invalid, "plain path"),
+    (with_container(secrets=(secret("a", "x"), secret("b", "/run/secrets/x"))), Invalid, "has t"),
+    (
+        with_container(configs=(ConfigReference(config_id="c", runtime={}),)),
+        NotImplementedHere,
+        "R",
+    ),
     (limits(memory_bytes=1), Invalid, "memory limit is 1 bytes; use at least 4 MiB"),
     (limits(memory_bytes=-1), Invalid, "memory limit"),
     (limits(nano_cpus=999_999), Invalid, "at least 0.001"),
