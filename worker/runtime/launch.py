@@ -25,7 +25,7 @@ from worker.runtime.steps import Capabilities, Plan, Process
 if TYPE_CHECKING:
     from worker.runtime.hooks import Gate  # the keeper need not load what runs hooks
 
-_NEVER_RESET = (signal.SIGKILL, signal.SIGSTOP)
+_NEVER_RESET = {signal.SIGKILL, signal.SIGSTOP}
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 _READ_LIMIT = 1 << 20  # of the image's passwd and group files
 
@@ -70,6 +70,12 @@ class Launcher:
     def __init__(self, hierarchy: Hierarchy) -> None:
         self._hierarchy = hierarchy
         self._filters: dict[str, bytes] = {}
+        # Asked once, for it takes as long as a few mounts. The keeper ignores none later.
+        self._ignored = tuple(
+            number
+            for number in signal.valid_signals() - _NEVER_RESET
+            if signal.getsignal(number) == signal.SIG_IGN
+        )
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         with open("/proc/sys/kernel/cap_last_cap") as file:
             self._last_capability = int(file.read())
@@ -230,9 +236,8 @@ class Launcher:
     def _detach(self, process: Process, stdio: Stdio) -> None:
         """A session of its own, no signal ignored, the descriptors in place, the limits set."""
         os.setsid()
-        for number in signal.valid_signals():
-            if number not in _NEVER_RESET and signal.getsignal(number) == signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        for number in self._ignored:
+            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for target, fd in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
             os.dup2(fd, target)

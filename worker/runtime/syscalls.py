@@ -75,6 +75,8 @@ _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
 _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
+_prctl = _libc.prctl
+_prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def _check(name: str, result: int) -> int:
@@ -247,8 +249,7 @@ def close_on_exec_from(first: int) -> None:
 
 
 def prctl(option: int, value: int = 0, third: int = 0) -> None:
-    arguments = [ctypes.c_ulong(n) for n in (value, third, 0, 0)]
-    _check("prctl", _libc.prctl(option, *arguments))
+    _check("prctl", _prctl(option, value, third, 0, 0))
 
 
 def set_name(name: str) -> None:
@@ -270,9 +271,8 @@ def load_seccomp(program: bytes) -> None:
     fprog = ctypes.create_string_buffer(
         struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer)), 16
     )
-    address = ctypes.c_ulong(ctypes.addressof(fprog))
-    mode = ctypes.c_ulong(_SECCOMP_MODE_FILTER)
-    _check("seccomp", _libc.prctl(PR_SET_SECCOMP, mode, address, 0, 0))
+    address = ctypes.addressof(fprog)
+    _check("seccomp", _prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, address, 0, 0))
 
 
 def trim_allocator() -> None:
