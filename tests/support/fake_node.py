@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ class FakeNetworks:
         self._open: dict[str, Sandbox] = {}
         self.log: list[str] = []
 
-    async def open_sandbox(self, spec: SandboxSpec) -> Sandbox:
+    async def open_sandbox(
+        self, spec: SandboxSpec, early: Callable[[Sandbox], None] | None = None
+    ) -> Sandbox:
         self.log.append(f"open {spec.id}")
         netns = ""
         if spec.mode != "host":

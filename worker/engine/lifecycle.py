@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import msgspec
 from common.clock import Clock
 from common.config import DaemonConfig
 from common.errors import Conflict, Invalid, NotFound, ShoalError, Unavailable
-from worker.engine import devices, files, modes, oci, request, restart, signals
+from worker.engine import devices, files, gate, modes, oci, request, restart, signals
 from worker.engine.background import Background
 from worker.engine.container import Container
 from worker.engine.disk import CONFIG, Disk, replace
 from worker.engine.events import EventBus
 from worker.engine.memory_files import MemoryFiles
 from worker.engine.seams import Images, Networks
-from worker.network.model import SandboxSpec
+from worker.network.model import Sandbox, SandboxSpec
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.client import KeeperClient, KeeperError
 from worker.runtime.seccomp import FilterCache
@@ -86,13 +87,13 @@ class Lifecycle:
 
     async def _launch(self, container: Container) -> None:
         donors = self._donors(container)
-        if "network" not in donors:
-            spec = _sandbox_spec(container)
-            container.sandbox = await self._networks.open_sandbox(spec)
+        begin = partial(self._begin, container, donors)
         try:
-            lower = self._images.lower_dirs(container.image_id)
-            await asyncio.to_thread(self._write_files, container, lower, donors)
-            answer = await self._keeper.request("start", container=container.id)
+            if "network" in donors:
+                answer = await begin(None)
+            else:
+                connect = partial(self._networks.open_sandbox, _sandbox_spec(container))
+                answer = await gate.start(connect, begin)
         except (ShoalError, OSError) as error:
             await self._start_failed(container, error)
             raise
@@ -100,6 +101,19 @@ class Lifecycle:
         await self.save(container)
         self.publish(container, "start")
         self.on_started(container)
+
+    async def _begin(
+        self,
+        container: Container,
+        donors: dict[str, oci.Donor],
+        sandbox: Sandbox | None,
+        *waiting: int,
+    ) -> dict[str, Any]:
+        """Have the keeper start it; `waiting` is the gate, if it is to wait for its network."""
+        container.sandbox = sandbox
+        lower = self._images.lower_dirs(container.image_id)
+        await asyncio.to_thread(self._write_files, container, lower, donors)
+        return await self._keeper.request("start", waiting, container=container.id)
 
     async def _start_failed(self, container: Container, error: Exception) -> None:
         await self._networks.close_sandbox(container.id)

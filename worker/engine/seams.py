@@ -1,5 +1,6 @@
 """What the engine needs of its neighbours: images and networks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,11 @@ class Images(Protocol):
 
 
 class Networks(Protocol):
-    async def open_sandbox(self, spec: SandboxSpec) -> Sandbox: ...
+    async def open_sandbox(
+        self, spec: SandboxSpec, early: Callable[[Sandbox], None] | None = None
+    ) -> Sandbox:
+        """`early` may be called before, once processes can enter the sandbox."""
+        ...
 
     async def close_sandbox(self, id: str) -> None:
         """Safe to repeat."""

@@ -423,14 +423,21 @@ class Machine:
     def release_ports(self, name: str) -> None:
         self._ports.release(name)
 
-    def build(self, record: SandboxRecord, table: Table) -> Namespace | None:
-        """Make the sandbox of `record`, whose ports are claimed already."""
-        name = record.spec.id
-        namespace = None
+    def begin(self, record: SandboxRecord) -> Namespace | None:
+        """Make the bare namespace of `record`, whose ports are claimed already."""
+        if record.spec.mode == "host":
+            return None
         try:
-            if record.spec.mode != "host":
-                sysctls = network_sysctls(record.spec.sysctls)
-                namespace = Namespace.create(self._helper, Path(record.sandbox.netns), sysctls)
+            sysctls = network_sysctls(record.spec.sysctls)
+            return Namespace.create(self._helper, Path(record.sandbox.netns), sysctls)
+        except BaseException:
+            self._release(record)
+            raise
+
+    def complete(self, record: SandboxRecord, namespace: Namespace | None, table: Table) -> None:
+        """Connect what `begin` gave, or remove it."""
+        name = record.spec.id
+        try:
             if namespace is not None and record.spec.mode == "private":
                 self._equip(namespace, record, table)
             self._journal.put("sandboxes", name, record)
@@ -442,7 +449,6 @@ class Machine:
         self._records[name] = record
         if namespace is not None:
             self._sandboxes[name] = namespace
-        return namespace
 
     def _equip(self, namespace: Namespace, record: SandboxRecord, table: Table) -> None:
         for leg in record.legs:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -234,15 +234,20 @@ class Networks:
 
     # Sandboxes
 
-    async def open_sandbox(self, spec: SandboxSpec) -> Sandbox:
+    async def open_sandbox(
+        self, spec: SandboxSpec, early: Callable[[Sandbox], None] | None = None
+    ) -> Sandbox:
         """Make a sandbox ready for processes; the one there is if `spec.id` has one.
 
+        `early` is called as soon as its namespace exists, which is well before it is connected.
         Raises Invalid, Conflict (a host port is in use), Unavailable (a network is not known on
         this node, no address is free, the kernel refuses); then nothing is left of it.
         """
-        return await self._whole(self._open_sandbox(spec))
+        return await self._whole(self._open_sandbox(spec, early))
 
-    async def _open_sandbox(self, spec: SandboxSpec) -> Sandbox:
+    async def _open_sandbox(
+        self, spec: SandboxSpec, early: Callable[[Sandbox], None] | None
+    ) -> Sandbox:
         existing = self._machine.records().get(spec.id)
         if existing is not None:
             return existing.sandbox
@@ -253,7 +258,10 @@ class Networks:
             if spec.mode == "private" and not self._isolated(spec):
                 address = self._ipam.take()
             record = self._plan(spec, ports, address)
-            namespace = await self._helper.run(self._machine.build, record, self._table)
+            namespace = await self._helper.run(self._machine.begin, record)
+            if early is not None:
+                early(record.sandbox)
+            await self._helper.run(self._machine.complete, record, namespace, self._table)
         except (OSError, ShoalError) as error:
             if address is not None:
                 self._ipam.give_back(address)

@@ -118,7 +118,10 @@ class Keeper:
         self._link.send({"n": number, "ok": {}})
 
     def op_start(self, request: dict[str, Any], fds: list[int]) -> None:
-        """`container`. Reply: pid, started_ns, once the process has executed."""
+        """`container`; one descriptor, if its network is yet to be made (see `Launcher.start`).
+
+        Reply: pid, started_ns, once the process has executed.
+        """
         identity = request["container"]
         present = self._containers.get(identity)
         if present is not None and present.process is not None:
@@ -132,7 +135,7 @@ class Keeper:
         adoption.prepare(container, steps)
         self._containers[identity] = container
         try:
-            self._start(container, steps, request["n"])
+            self._start(container, steps, request["n"], fds[0] if fds else -1)
         except (OSError, ValueError):
             stdio.finish()
             self._supervisor.leave_cgroup(container)
@@ -150,7 +153,7 @@ class Keeper:
             if "/ns/" in path and not path.startswith(tuple(known)):
                 raise Refusal(f"{path} is no longer of a container that runs; try again")
 
-    def _start(self, container: Container, steps: Plan, number: int) -> None:
+    def _start(self, container: Container, steps: Plan, number: int, connected: int) -> None:
         self._supervisor.parents.add(os.path.dirname(steps.cgroup))
         self._hierarchy.create(steps.cgroup, steps.resources)
         self._supervisor.watch_oom(container, steps)
@@ -162,7 +165,7 @@ class Keeper:
         try:
             stdio = self._stdio(container, steps, ends)
             report, reported = ends.pipe()
-            pid, pidfd = self._launcher.start(steps, stdio, reported)
+            pid, pidfd = self._launcher.start(steps, stdio, reported, connected=connected)
             ends.keep(report)
         finally:
             ends.close()

@@ -62,6 +62,7 @@ class _Stage(NamedTuple):
     join: bool  # the cgroup is to be entered from within
     report: int
     gate: "Gate | None"
+    connected: int
 
 
 class Launcher:
@@ -84,10 +85,17 @@ class Launcher:
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def start(
-        self, plan: Plan, stdio: Stdio, report: int, gate: "Gate | None" = None
+        self,
+        plan: Plan,
+        stdio: Stdio,
+        report: int,
+        gate: "Gate | None" = None,
+        connected: int = -1,
     ) -> tuple[int, int]:
         """Start a container whose cgroup exists: (pid, pidfd). `report` closes at the exec, or at
-        the `gate` if there is one."""
+        the `gate` if there is one. Mounts are made at once; if `connected` is a pipe, the rest
+        waits for a byte from it, which says that the network is ready.
+        """
         flags = plan.namespaces
         into = self._hierarchy.clone_fd(plan.cgroup)
         if into < 0:
@@ -100,7 +108,7 @@ class Launcher:
             with self._children_in(others.pop(sc.CLONE_NEWPID, -1)):
                 pid, pidfd = sc.clone3(flags, into)
                 if pid == 0:
-                    stage = _Stage(plan, stdio, filter_, others, into < 0, report, gate)
+                    stage = _Stage(plan, stdio, filter_, others, into < 0, report, gate, connected)
                     self._child(report, lambda: self._container(stage))
         finally:
             for fd in (into, *others.values()):
@@ -177,6 +185,8 @@ class Launcher:
             sc.setdomainname(plan.domainname)
         os.umask(0)
         root = self._mount(plan, gate)
+        if stage.connected >= 0:
+            _await_network(stage.connected)
         if process.tty:
             _console(process, stage.stdio.console, bind=True)
         _write_sysctls(plan)
@@ -349,6 +359,12 @@ def _exec(path: str, args: tuple[str, ...], environment: dict[str, str]) -> NoRe
         code = 126 if error.errno in (errno.EACCES, errno.ENOEXEC, errno.EPERM) else 128
         text = (error.strerror or "").lower()
         raise _NotExecutable(code, f"exec {path}: {text}") from None
+
+
+def _await_network(connected: int) -> None:
+    """The pipe closes without a byte if the daemon failed, or is gone."""
+    if os.read(connected, 1) != b"\1":
+        raise OSError(errno.ECANCELED, "the container's network could not be made")
 
 
 def _tell(report: int, code: int, message: str) -> None:
