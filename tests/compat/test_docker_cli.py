@@ -249,6 +249,54 @@ def test_secrets_and_configs(docker: Docker, on: Callable[[int], Docker], tmp_pa
     docker("config", "rm", "app.conf")
 
 
+STACK = """
+version: "3.8"
+services:
+  web:
+    image: web:1
+    ports: ["8089:80"]
+    networks: [front]
+    secrets: [key]
+    configs: [{source: app, target: /etc/app.conf}]
+    volumes: ["data:/data"]
+    healthcheck: {disable: true}
+    deploy:
+      replicas: 2
+      labels: {tier: web}
+      update_config: {parallelism: 2, order: start-first}
+      restart_policy: {condition: on-failure}
+      placement:
+        constraints: ["node.role == manager"]
+        preferences: [{spread: node.labels.zone}]
+      resources: {limits: {cpus: "0.5", memory: 50M}, reservations: {memory: 10M}}
+networks: {front: {driver: overlay, attachable: true}}
+volumes: {data: {}}
+secrets: {key: {file: ./key.txt}}
+configs: {app: {file: ./app.conf}}
+"""
+
+
+def test_a_stack_is_deployed_changed_and_removed(docker: Docker, tmp_path: Path) -> None:
+    (tmp_path / "key.txt").write_text("sesame")
+    (tmp_path / "app.conf").write_text("colour=blue")
+    file = tmp_path / "stack.yml"
+    file.write_text(STACK)
+    docker("stack", "deploy", "-c", str(file), "shop")
+    replicas = ("stack", "services", "--format", "{{.Name}} {{.Replicas}} {{.Ports}}", "shop")
+    wanted = "shop_web 2/2 *:8089->80/tcp"
+    wait_until(lambda: docker(*replicas) == wanted, "the stack runs", 30)
+    container = container_here(docker, "shop_web")
+    assert docker("exec", container, "cat", "/run/secrets/key") == "sesame"
+    assert docker("exec", container, "cat", "/etc/app.conf") == "colour=blue"
+    assert "shop" in docker("stack", "ls")
+    file.write_text(STACK.replace("replicas: 2", "replicas: 3"))
+    docker("stack", "deploy", "-c", str(file), "shop")
+    wait_until(lambda: "3/3" in docker(*replicas), "the stack has grown", 30)
+    docker("stack", "rm", "shop")
+    for kind in ("service", "secret", "config", "network"):
+        assert "shop" not in docker(kind, "ls", "--format", "{{.Name}}")
+
+
 def test_networks(docker: Docker, service: str) -> None:
     rows = docker("network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}").splitlines()
     assert "net overlay swarm" in rows
