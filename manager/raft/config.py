@@ -29,7 +29,9 @@ class RaftConfig(msgspec.Struct, frozen=True, kw_only=True):
     keep_bytes: int = 8 << 20  # of them at the most; an entry may be megabytes
     snapshot_bytes_max: int = 1 << 30  # refuse to receive more
     promote_lag_max: int = 1_000  # entries a learner may be behind when it gets its vote
+    promote_lag_bytes: int = 8 << 20  # and bytes
     apply_batch: int = 256  # entries applied before other work gets its turn
+    apply_bytes: int = 256 << 10  # or so much of their data: tens of milliseconds
 
     @classmethod
     def of(cls, timing: RaftTiming) -> "RaftConfig":

@@ -50,6 +50,7 @@ from manager.raft.message import (
     decode_configuration,
     encode_configuration,
 )
+from manager.raft.progress import Mode
 from manager.raft.quorum import Outcome
 from manager.raft.work import Ready, Role, Write
 
@@ -158,7 +159,7 @@ class Raft:
         leadership = self._leading()
         if not self.can_change:
             raise Conflict("another membership change is under way; try again")
-        standing = Standing(self.id, leadership.is_active, self._lag, self._config.promote_lag_max)
+        standing = Standing(self.id, leadership.is_active, self._caught_up)
         configuration = self.log.configuration
         changed = next_configuration(configuration, change, standing)
         if changed is configuration:
@@ -240,7 +241,7 @@ class Raft:
             leadership.replicate(self.snapshot, announce=announce)
             chunks, leadership.chunks = leadership.chunks, []
             reads, leadership.reads_done = leadership.reads_done, []
-        committed = () if self.installing else self.log.take_committed(self._config.apply_batch)
+        committed = () if self.installing else self._take_committed()
         for entry in committed:
             if entry.kind is EntryKind.CONFIGURATION:
                 self._note_committed(entry)
@@ -263,6 +264,9 @@ class Raft:
         """Whether `ready` has more to apply."""
         log = self.log
         return not self.installing and log.applied < min(log.commit, log.stable)
+
+    def _take_committed(self) -> tuple[Entry, ...]:
+        return self.log.take_committed(self._config.apply_batch, self._config.apply_bytes)
 
     def _next_write(self) -> Write | None:
         if self._writing:
@@ -433,9 +437,15 @@ class Raft:
         """Whom we follow, if we know how to reach it."""
         return self.log.configuration.find(self.leader_id) if self.leader_id else None
 
-    def _lag(self, member_id: str) -> int:
+    def _caught_up(self, member_id: str) -> bool:
+        """Whether a member has all but the last few entries and bytes; a snapshot is never few."""
         progress = self.leadership.progress.get(member_id) if self.leadership else None
-        return self.log.last_index - (progress.match if progress else 0)
+        if progress is None or progress.mode is not Mode.REPLICATE:
+            return False
+        log, config = self.log, self._config
+        return progress.match >= log.tail(
+            log.last_index, config.promote_lag_max, config.promote_lag_bytes
+        )
 
     # One method for each message
 

@@ -145,13 +145,13 @@ class Log:
                 self.stable = max(self.stable, entry.index)
                 return
 
-    def take_committed(self, count_max: int) -> tuple[Entry, ...]:
-        """The next entries to apply: committed, and on our own disk."""
+    def take_committed(self, count_max: int, bytes_max: int) -> tuple[Entry, ...]:
+        """The next entries to apply: committed, and on our own disk. At least one if there is."""
         last = min(self.commit, self.stable, self.applied + count_max)
         if last <= self.applied:
             return ()
-        entries = self.slice(self.applied + 1, last)
-        self.applied = last
+        entries = self.slice(self.applied + 1, last, bytes_max)
+        self.applied = entries[-1].index
         return entries
 
     def tail(self, index: int, entries_max: int, bytes_max: int) -> int:

@@ -48,8 +48,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     leader_id: str
     active: Callable[[str], bool]  # heard from within an election time-out; the leader is
-    lag: Callable[[str], int]  # entries behind
-    lag_max: int
+    caught_up: Callable[[str], bool]  # lacks so little that its vote would not slow us down
 
 
 def next_configuration(
@@ -95,11 +94,8 @@ def _add(configuration: Configuration, member: Member) -> Configuration:
 def _promote(configuration: Configuration, member: Member, standing: Standing) -> Configuration:
     if not member.learner:
         return configuration
-    lag = standing.lag(member.id)
-    if not standing.active(member.id) or lag > standing.lag_max:
-        raise Conflict(
-            f"manager {member.id} has not caught up ({lag} entries behind); try again later"
-        )
+    if not standing.active(member.id) or not standing.caught_up(member.id):
+        raise Conflict(f"manager {member.id} has not caught up; try again later")
     promoted = _replace(configuration, msgspec.structs.replace(member, learner=False))
     _keep_quorum(promoted, standing, f"promoting manager {member.id}")
     return promoted

@@ -105,7 +105,7 @@ def removed_id_used_again(patch: Patch) -> None:
 def applied_before_commit(patch: Patch) -> None:
     """What is on our own disk is applied at once."""
 
-    def wrong(self: Log, count_max: int) -> tuple[Entry, ...]:
+    def wrong(self: Log, count_max: int, bytes_max: int) -> tuple[Entry, ...]:
         last = min(self.stable, self.applied + count_max)
         entries = self.slice(self.applied + 1, last) if last > self.applied else ()
         self.applied = max(self.applied, last)

@@ -622,6 +622,27 @@ def test_a_learner_that_lags_or_is_away_gets_no_vote() -> None:
         cores["a"].propose_change(Promote("d"))
 
 
+def test_a_learner_that_lacks_megabytes_gets_no_vote() -> None:
+    """Few entries, but of a size that takes long to send."""
+    cores = led()
+    cores["a"].propose_change(AddLearner(member("d")))
+    cores.settle()
+    for _ in range(2):
+        cores["a"].propose(bytes(CONFIG.promote_lag_bytes // 2 + 1))
+    cores.settle()
+    with pytest.raises(Conflict, match="not caught up"):
+        cores["a"].propose_change(Promote("d"))
+
+
+def test_a_learner_that_was_never_heard_gets_no_vote() -> None:
+    cores = led()
+    cores["a"].propose_change(AddLearner(member("d")))
+    cores.settle()
+    assert cores["a"].log.last_index < CONFIG.promote_lag_max
+    with pytest.raises(Conflict, match="not caught up"):
+        cores["a"].propose_change(Promote("d"))
+
+
 def test_one_change_at_a_time() -> None:
     cores = led()
     cores["a"].propose_change(AddLearner(member("d")))
