@@ -151,7 +151,8 @@ def _show_state(result: dict[str, object]) -> None:
     match result:
         case {"join": dict(row)}:
             print(
-                f"{row['megabytes']} MB to a new manager in {row['transfer_s']:.1f} s, while "
+                f"{row['megabytes']} MB to a new manager's disk in {row['transfer_s']:.1f} s, "
+                f"to its store in {row['whole_s']:.1f} s; meanwhile "
                 f"{row['writers']} writers did {row['rate']:.0f} writes/s (before: "
                 f"{row['quiet_rate']:.0f}), p99 {row['p99_ms']:.1f} ms (goal < 100; before: "
                 f"{row['quiet_p99_ms']:.1f}), longest stall of the leader's loop "

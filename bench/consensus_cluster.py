@@ -175,12 +175,12 @@ class Managers:
 
         The rest is the start of the interpreter and its imports.
         """
-        before = await self.leader.ask(Order(fill=Fill(objects=0, size=0)))
+        before = await self._version()
         follower = next(worker for worker in self.workers if worker is not self.leader)
         await follower.kill()
         began = time.monotonic()
         listening = await follower.start()
-        await follower.ask(Order(wait_version=int(before["version"])))
+        await follower.ask(Order(wait_version=before))
         ended = time.monotonic()
         return ended - began, ended - listening.at
 
@@ -192,7 +192,14 @@ class Managers:
         joiner = self._worker(self._folder, self._authority, len(self.workers), "")
         await joiner.start()
         self.workers.append(joiner)
-        return await self.leader.ask(Order(add=joiner.settings.member, load=load)), joiner
+        result = await self.leader.ask(Order(add=joiner.settings.member, load=load))
+        began = time.monotonic()
+        await joiner.ask(Order(wait_version=await self._version()))
+        return result | {"whole_s": result["transfer_s"] + time.monotonic() - began}, joiner
+
+    async def _version(self) -> int:
+        nothing = Fill(objects=0, size=0)
+        return int((await self.leader.ask(Order(fill=nothing)))["version"])
 
     async def fail_over(self) -> float:
         """Kill the leader, wait for another's first write, bring it back; the seconds between."""

@@ -2,8 +2,8 @@
 
 Transactions that are ready together share an entry (group commit). A few entries may be on
 their way at the same time; meanwhile what is ready gathers in the open batch. The overlay is the
-committed state with everything that is on its way applied to it; whenever an entry commits, it
-is built anew, so that objects get the versions the log gave them.
+committed state with everything that is on its way applied to it; after an entry was committed it
+is built anew for the next transaction, so that objects get the versions the log gave them.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from manager.store.change import Change, apply_change, encode_change, encode_ent
 from manager.store.tables import Tables
 
 ENTRY_BYTES_MAX = 1_500_000  # beyond this a batch takes no more transactions
+ENTRY_CHANGES_MAX = 500  # likewise: an entry is applied at one go, on every manager's loop
 TRANSACTION_BYTES_MAX = 7_000_000  # one entry; the log takes no larger ones
 IN_FLIGHT_MAX = 4
 WAITING_BYTES_MAX = 64_000_000
@@ -43,6 +44,10 @@ class _Batch:
         self.transactions: list[tuple[int, list[Change]]] = []  # provisional version, changes
         self.size = 0
         self._waiters: list[asyncio.Future[None]] = []
+
+    def has_room(self, count: int, size: int) -> bool:
+        changes = len(self.changes) + count
+        return self.size + size <= ENTRY_BYTES_MAX and changes <= ENTRY_CHANGES_MAX
 
     def outcome(self) -> asyncio.Future[None]:
         """One for each caller, so that one who gives up does not take the others along."""
@@ -74,6 +79,7 @@ class Pipeline:
         self._proposer = proposer
         self._committed = committed
         self._overlay = committed()
+        self._stale = False  # an entry was committed since the overlay was built
         self._waiting: deque[_Batch] = deque()  # not yet proposed; the last one is open
         self._waiting_bytes = 0
         self._flying: deque[_Batch] = deque()  # proposed, oldest first
@@ -87,7 +93,11 @@ class Pipeline:
 
     def newest(self) -> Tables:
         """The state that the next transaction should see."""
-        return self._overlay if self._flying or self._waiting else self._committed()
+        if not (self._flying or self._waiting):
+            return self._committed()
+        if self._stale:
+            self._overlay, self._stale = self._rebased(), False
+        return self._overlay
 
     async def commit(self, changes: list[Change], tables: Tables, provisional: int) -> None:
         """Bring `changes` into the log; `tables` is the newest state with them made."""
@@ -126,17 +136,17 @@ class Pipeline:
             raise Invalid(f"this change takes {size} bytes, the most is {TRANSACTION_BYTES_MAX}")
         if self._waiting_bytes > WAITING_BYTES_MAX:
             raise Unavailable("too many writes wait for the log of the cluster; try again")
-        batch = self._open_batch(size)
+        batch = self._open_batch(len(changes), size)
         batch.changes += encoded
         batch.transactions.append((provisional, changes))
         batch.size += size
         self._waiting_bytes += size
-        self._overlay = tables
+        self._overlay, self._stale = tables, False
         self._schedule()
         return batch
 
-    def _open_batch(self, size: int) -> _Batch:
-        if not self._waiting or self._waiting[-1].size + size > ENTRY_BYTES_MAX:
+    def _open_batch(self, count: int, size: int) -> _Batch:
+        if not self._waiting or not self._waiting[-1].has_room(count, size):
             self._waiting.append(_Batch())
         return self._waiting[-1]
 
@@ -174,14 +184,12 @@ class Pipeline:
     def _succeed(self, batch: _Batch) -> None:
         self._flying.remove(batch)
         batch.succeed()
-        self._overlay = self._rebased()
+        self._stale = True
         self._flush()
 
     def _rebased(self) -> Tables:
         """The committed state with all that is on its way, which the log will only repeat."""
-        tables = self._committed()
-        if self._flying or self._waiting:
-            tables = tables.fork()
+        tables = self._committed().fork()
         for batch in (*self._flying, *self._waiting):
             for provisional, changes in batch.transactions:
                 for change in changes:

@@ -8,6 +8,8 @@ with the table, and whoever holds an older mapping keeps exactly what it held.
 from collections.abc import Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -20,14 +22,13 @@ _DEPTH_MAX = 10  # beyond that the hashes are the same, and a bigger leaf is all
 _Node = Any  # dict[K, V], a leaf; or list[_Node | None], a branch
 
 
-class Trie(Generic[K, V]):
+class Trie(msgspec.Struct, Generic[K, V], frozen=True, eq=False, gc=False):
     """An immutable mapping. Its order means nothing; sort what you take out."""
 
-    __slots__ = ("_count", "_root")
-
-    def __init__(self, root: _Node | None = None, count: int = 0) -> None:
-        self._root: _Node = {} if root is None else root
-        self._count = count
+    # As with stored objects, the cyclic collector need not look at what cannot form a cycle; an
+    # index has one of these for each of its keys.
+    _root: _Node = {}
+    _count: int = 0
 
     @classmethod
     def of(cls, items: dict[K, V]) -> "Trie[K, V]":
