@@ -9,8 +9,8 @@ def text(found: dict[str, Any]) -> str:
     lines = [
         "Nothing was changed. With --force-new-cluster this manager would go on alone.",
         "",
-        f"kept     {_counted(found['Objects'])}; the cluster's certificates and join tokens",
-        f"         its log up to {last}; up to entry {found['CommittedIndex']} it is",
+        f"kept     {_counted(found['Objects'])}; certificates and join tokens",
+        f"         its log up to {last}, of which all up to {found['CommittedIndex']} is",
         f"         committed for sure; newest change {found.get('LastChange') or 'unknown'}",
     ]
     if found["UncommittedEntries"]:
@@ -37,7 +37,13 @@ def _dropped(found: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return ", ".join(f"{count} {_plural(name, count)}" for name, count in sorted(counts.items()))
+
+
+def _plural(name: str, count: int) -> str:
+    """Of "task" and of "task written"."""
+    noun, space, verb = name.partition(" ")
+    return f"{noun}{'' if count == 1 else 's'}{space}{verb}"
 
 
 def _silence(found: dict[str, Any]) -> str:

@@ -20,6 +20,9 @@ async def end(*tasks: "asyncio.Task[Any]") -> None:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain that nobody did
 
 
 async def own(doing: Coroutine[Any, Any, T]) -> T:

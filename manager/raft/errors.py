@@ -2,6 +2,11 @@
 
 from common.errors import ShoalError
 
+_COPY = (
+    "If a majority of the other managers runs, stop this daemon, move that folder away and start "
+    "it again: it gets a new copy from them. If not, see docs/recovery.md"
+)
+
 
 class LogDamaged(ShoalError):
     """The files of the log are not what was written. Names file, offset and remedy."""
@@ -9,8 +14,7 @@ class LogDamaged(ShoalError):
     def __init__(self, path: object, offset: int, what: str) -> None:
         super().__init__(
             f"the Raft log is damaged: {path} at byte {offset}: {what}. Nothing was changed. "
-            "Check the disk and restore the folder from a backup; or, if a majority of the other "
-            "managers runs, demote this node there, empty the folder and join again"
+            f"Check the disk. {_COPY}"
         )
 
 
@@ -21,8 +25,7 @@ class KeyMissing(ShoalError):
         super().__init__(
             f"the Raft log cannot be opened: {path} is sealed with data key {key_id}, which is not "
             f"in {keyring}. The file is not damaged and nothing was changed. Put back the keyring "
-            "that belongs to this folder (from the same backup); or, if a majority of the other "
-            "managers runs, demote this node there, empty the folder and join again"
+            f"that belongs to this folder (from the same backup). {_COPY}"
         )
 
 
@@ -33,9 +36,7 @@ class SealBroken(ShoalError):
         super().__init__(
             f"the Raft log cannot be trusted: {path} at byte {offset}: the record is whole, but "
             f"was not sealed here with data key {key_id}. This is no disk fault: somebody changed "
-            "or moved it. Nothing was changed. Restore the folder and its keyring from a backup; "
-            "or, if a majority of the other managers runs, demote this node there, empty the "
-            "folder and join again"
+            f"or moved it. Nothing was changed. {_COPY}"
         )
 
 

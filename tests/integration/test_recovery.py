@@ -18,6 +18,12 @@ from lab.story import Story
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 
+@pytest.fixture(autouse=True)
+def _fresh(cluster: Cluster) -> None:
+    """Each of these tests leaves a cluster that no other could use."""
+    cluster.down()
+
+
 def shoal(machine: Machine, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """The command, talking to the daemon of `machine`."""
     return subprocess.run(
@@ -100,8 +106,12 @@ def test_a_machine_with_another_address_is_found_again(cluster: Cluster, restart
         return status == ("ready", mover.ip) and manager.items() <= found["ManagerStatus"].items()
 
     wait_until(whole, f"{mover.name} is whole at {mover.ip}", 30)
-    managers = second.api.get("/info")["Swarm"]["RemoteManagers"]
-    assert f"{mover.ip}:2377" in {one["Addr"] for one in managers}
+
+    def known() -> bool:
+        managers = second.api.get("/info")["Swarm"]["RemoteManagers"]
+        return f"{mover.ip}:2377" in {one["Addr"] for one in managers}
+
+    wait_until(known, f"{second.name} knows", 20)
     story.use_again(mover, 6)
     story.wait_running(6)
     for machine in cluster.machines:
@@ -149,6 +159,7 @@ def test_managers_put_out_with_dockers_words(cluster: Cluster) -> None:
     other = second if leader is first else first
     assert docker(other, "node", "demote", leader.name).returncode == 0
     wait_until(lambda: len(raft_ids(other)) == 1, "the leader handed over and is out", 20)
+    wait_until(lambda: hostnames(other) == {"m1", "m2", "m3"}, "all have found the leader", 20)
     assert "attempting to demote the last manager" in refused(other, "node", "demote", other.name)
     assert "Removing the last manager erases all" in refused(other, "swarm", "leave")
     for name in ("m3", leader.name):
