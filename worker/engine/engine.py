@@ -23,7 +23,7 @@ from worker.engine.events import EventBus
 from worker.engine.exec import ExecConfig, Execs
 from worker.engine.health import Monitors
 from worker.engine.lifecycle import Lifecycle
-from worker.engine.logs import LogLine, Logs
+from worker.engine.logs import Batches, LogLine, Logs, each
 from worker.engine.memory_files import MemoryFiles
 from worker.engine.recovery import Recovery
 from worker.engine.seams import Images, Networks
@@ -330,10 +330,23 @@ class Engine:
         tail: int = -1,
     ) -> AsyncIterator[LogLine]:
         """An asynchronous generator: close it with `contextlib.aclosing`."""
+        return each(self.log_batches(ref, follow, stdout, stderr, since_ns, until_ns, tail))
+
+    def log_batches(
+        self,
+        ref: str,
+        follow: bool = False,
+        stdout: bool = True,
+        stderr: bool = True,
+        since_ns: int = 0,
+        until_ns: int = 0,
+        tail: int = -1,
+    ) -> Batches:
+        """The same, many lines at once: much quicker if there are many."""
         container = self.find(ref)
         if container.host_config.log_config.type == "none":
             raise NotImplementedHere("configured logging driver does not support reading")
-        return self._logs.read(container, follow, stdout, stderr, since_ns, until_ns, tail)
+        return self._logs.batches(container, follow, stdout, stderr, since_ns, until_ns, tail)
 
     async def _follow(self, container: Container, on: bool) -> None:
         if not container.removed and not self._closing:
@@ -355,7 +368,7 @@ class Engine:
             raise Conflict(f"container {container.name} is paused, unpause it first")
         before: tuple[tuple[int, bytes], ...] = ()
         if logs:
-            lines = self._logs.read(container, stdout=stdout, stderr=stderr)
+            lines = each(self._logs.batches(container, stdout=stdout, stderr=stderr))
             before = tuple([(line.stream, line.data) async for line in lines])
         if not stream:
             return Nothing(before)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,7 @@ from common.clock import Clock
 from worker.engine.container import Container
 from worker.runtime import logfile
 
-_BATCH = 1 << 20  # bytes read in one go, in a thread
+_BATCH = 1 << 18  # bytes read in one go, in a thread; few enough not to hold up the loop
 _LONGEST = 1 << 20  # a line without an end is cut there
 _FILES = 1001
 
@@ -120,6 +120,17 @@ class Reader:
             self._fd = -1
 
 
+Batches = AsyncGenerator[list[LogLine], None]
+
+
+async def each(batches: Batches) -> AsyncGenerator[LogLine, None]:
+    """The lines of `batches` one by one."""
+    async with contextlib.aclosing(batches):
+        async for batch in batches:
+            for line in batch:
+                yield line
+
+
 class Logs:
     """`follow(container, on)` asks the keeper to tell when a log grows."""
 
@@ -141,7 +152,7 @@ class Logs:
     def followed(self) -> set[str]:
         return set(self._followers)
 
-    async def read(
+    async def batches(
         self,
         container: Container,
         follow: bool = False,
@@ -150,8 +161,9 @@ class Logs:
         since_ns: int = 0,
         until_ns: int = 0,
         tail: int = -1,
-    ) -> AsyncIterator[LogLine]:
-        """Lines in the order of their writing. Following ends when the container has ended."""
+    ) -> Batches:
+        """Lines in the order of their writing, as many at once as there are, but never none.
+        Following ends when the container has ended."""
         streams = {n for n, wanted in ((1, stdout), (2, stderr)) if wanted}
         reader = Reader(self._folder(container.id) / logfile.NAME)
         lines, grown = Lines(), asyncio.Event()
@@ -166,26 +178,24 @@ class Logs:
                 last = await asyncio.to_thread(
                     _last, reader, lines, wanted, tail, until_ns, not follow
                 )
-                for line in last:
-                    yield line
+                if last:
+                    yield last
             while True:
                 grown.clear()
                 live = container.live or container.state == "restarting"
                 frames = await asyncio.to_thread(reader.batch)
-                for frame in frames:
-                    if 0 < until_ns < frame.time_ns:
-                        return
-                    for line in lines.feed(frame):
-                        if wanted(line):
-                            yield line
+                before = [frame for frame in frames if not 0 < until_ns < frame.time_ns]
+                if found := [line for f in before for line in lines.feed(f) if wanted(line)]:
+                    yield found
+                if len(before) < len(frames):
+                    return
                 if not frames:
                     if not (follow and live):
                         break
                     if not await self._wait(grown, until_ns):
                         break
-            for line in lines.flush():
-                if wanted(line):
-                    yield line
+            if found := [line for line in lines.flush() if wanted(line)]:
+                yield found
         finally:
             reader.close()
             if follow:
