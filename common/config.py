@@ -33,7 +33,8 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     hostname: str = ""  # default: the machine's
     labels: dict[str, str] = {}  # engine labels, for placement
     cgroup_parent: str = "shoal"  # below each hierarchy's mount point
-    runtime: str = "shoal"
+    runtime: str = "shoal"  # for containers that name none: shoal, crun, runc, or of `runtimes`
+    runtimes: dict[str, str] = {}  # more OCI runtimes: name = "/path/to/program"
     listen_port: int = 2377  # managers' cluster listener
     # Address or interface, and port: over what init and join were told, at each start.
     advertise_addr: str = ""
@@ -57,6 +58,9 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 ipaddress.IPv4Network(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}; write it as in 10.0.0.0/8") from error
+        for name, path in self.runtimes.items():
+            if not path.startswith("/") or name == "shoal":
+                raise ValueError(f"runtimes.{name} = {path!r}: give another name and a full path")
         if self.stop_grace_s < 0:
             raise ValueError(f"stop_grace_s is {self.stop_grace_s:g}; use 0 or more")
 

@@ -135,8 +135,11 @@ class SystemRoutes:
                 "Labels": [f"{key}={value}" for key, value in daemon.config.labels.items()],
                 "ExperimentalBuild": False,
                 "ServerVersion": daemon.version,
-                "Runtimes": {"shoal": {"path": "shoal"}},
-                "DefaultRuntime": "shoal",
+                "Runtimes": {
+                    name: {"path": path}
+                    for name, path in {"shoal": "shoal", **daemon.engine.runtimes.paths}.items()
+                },
+                "DefaultRuntime": daemon.engine.runtimes.default,
                 "Swarm": self._swarm_info(),
                 "LiveRestoreEnabled": True,
                 "Isolation": "",

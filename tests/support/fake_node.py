@@ -25,7 +25,7 @@ BUSYBOX = Path("/usr/bin/busybox")
 _APPLETS = (
     "sh cat chmod chown cp dd df echo env grep hostname id ip kill ln ls mkdir mknod mount nc ping "
     "ps pwd readlink rm seq sleep stat stty sync tail test touch tr true false tty umount uname "
-    "unshare wc wget yes head sort su tee xargs yes chroot nproc sysctl dmesg httpd printf"
+    "unshare wc wget yes head sort su tee xargs yes chroot nproc sysctl dmesg httpd printf cut sed"
 )
 
 

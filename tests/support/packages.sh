@@ -4,6 +4,7 @@
 #   nftables, conntrack        to look at what the kernel was told
 #   docker.io                  its command line, as a client that we did not write
 #   docker-registry            an image registry to pull from
+#   crun, tini                 another OCI runtime, to compare with ours, and its init
 set -euo pipefail
 
 missing=()
@@ -15,6 +16,8 @@ need busybox busybox-static
 need nft nftables
 need docker docker.io
 need docker-registry docker-registry
+need crun crun
+need tini tini
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
 
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -26,6 +26,7 @@ from worker.engine.lifecycle import Lifecycle
 from worker.engine.logs import Batches, LogLine, Logs, each
 from worker.engine.memory_files import MemoryFiles
 from worker.engine.recovery import Recovery
+from worker.engine.runtimes import Runtimes
 from worker.engine.seams import Images, Networks
 from worker.engine.streams import Attachment as Attached
 from worker.engine.streams import Nothing, Pipes
@@ -48,8 +49,7 @@ class Engine:
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        if config.runtime != "shoal":
-            raise NotImplementedHere(f"runtime = {config.runtime!r} is not supported; use shoal")
+        self.runtimes = Runtimes(config.runtimes, config.runtime)
         self._clock = clock
         self._closing = False
         self._containers: dict[str, Container] = {}
@@ -70,13 +70,14 @@ class Engine:
         self._lifecycle = Lifecycle(
             config, self._disk, self._memory, self._keeper, images, networks, self.events,
             self._hierarchy, clock, self._background, self._remove_after_end, self.find,
+            self.runtimes,
         )  # fmt: skip
         available = capabilities.own()
         if not self._lifecycle.device_filter:
             available &= ~capabilities.mask(["CAP_MKNOD"])
         self._creation = Creation(
             available, self._disk, images, networks, self.volumes, self._names, ids, clock,
-            self.find,
+            self.find, self.runtimes,
         )  # fmt: skip
         self.files = Files(self.find, self._disk, images)
         self._execs = Execs(self._keeper, self._lifecycle, ids)

@@ -20,8 +20,10 @@ from worker.engine.container import Container
 from worker.engine.disk import CONFIG, Disk, replace
 from worker.engine.events import EventBus
 from worker.engine.memory_files import MemoryFiles
+from worker.engine.runtimes import Runtimes, init_binary
 from worker.engine.seams import Images, Networks
 from worker.network.model import Sandbox, SandboxSpec
+from worker.runtime import seccomp, seccomp_profile
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.client import KeeperClient, KeeperError
 from worker.runtime.seccomp import FilterCache
@@ -49,7 +51,9 @@ class Lifecycle:
         background: Background,
         on_gone: Callable[[Container], Any],
         find: Callable[[str], Container],
+        runtimes: Runtimes,
     ) -> None:
+        self._runtimes = runtimes
         self._find = find
         self._config = config
         self._disk = disk
@@ -177,6 +181,11 @@ class Lifecycle:
             donors=donors,
         )
         configuration = oci.configuration(container.record, around)
+        runtime = self._runtimes.path(container.host_config.runtime)
+        if runtime:
+            init = init_binary() if container.host_config.init else ""
+            profile = self._profile(container)
+            configuration = oci.for_another(configuration, runtime, profile, init)
         replace(folder / CONFIG, msgspec.json.encode(configuration), sync=False)
 
     def _files_of(self, container: Container, donors: dict[str, oci.Donor]) -> str:
@@ -210,6 +219,17 @@ class Lifecycle:
             return ""
         profile = "" if wanted == "builtin" else wanted
         return str(self._filters.path(frozenset(oci.granted(host)), profile))
+
+    def _profile(self, container: Container) -> dict[str, Any] | None:
+        """`linux.seccomp` for a runtime that makes the filter itself."""
+        host = container.host_config
+        wanted = request.security(host.security_opt or ()).seccomp
+        if wanted == "unconfined" or host.privileged:
+            return None
+        held = frozenset(oci.granted(host))
+        if wanted == "builtin":
+            return seccomp.default_profile(held)
+        return seccomp_profile.resolve(wanted, held, seccomp.kernel_version())
 
     # --- the end
 

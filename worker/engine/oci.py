@@ -95,6 +95,22 @@ def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
     }
 
 
+def for_another(
+    configuration: dict[str, Any], runtime: str, profile: dict[str, Any] | None, init: str
+) -> dict[str, Any]:
+    """The same for the runtime at a path: it makes the seccomp filter from `profile`, and the
+    program `init`, if any, is process 1."""
+    process = configuration["process"]
+    mounts = configuration["mounts"]
+    if init:
+        process = process | {"args": ["/sbin/docker-init", "--", *process["args"]]}
+        mounts = [*mounts, _mount("/sbin/docker-init", "bind", ["bind", "ro"], init)]
+    notes = {**configuration["annotations"], f"{PREFIX}runtime": runtime}
+    linux = configuration["linux"] | ({"seccomp": profile} if profile else {})
+    parts = {"process": process, "mounts": mounts, "annotations": notes, "linux": linux}
+    return configuration | parts
+
+
 def process(
     config: ContainerConfig,
     host: HostConfig,

@@ -146,8 +146,6 @@ def check_host(host: HostConfig, available: int) -> HostConfig:
     _check_limits(host)
     devices.check(host)
     _check_seccomp(host)
-    if host.runtime not in ("", "shoal"):
-        raise NotImplementedHere(f"HostConfig.Runtime = {host.runtime!r}: use shoal")
     if host.restart_policy.name not in _RESTART:
         raise Invalid(f"invalid restart policy '{host.restart_policy.name}'")
     if host.restart_policy.maximum_retry_count < 0:

@@ -3,14 +3,19 @@
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from worker.runtime import logfile, plan, record, relay
 from worker.runtime import syscalls as sc
 from worker.runtime.held import Container, Process
 from worker.runtime.steps import Plan
 from worker.runtime.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from worker.runtime.foreign import Foreign
 
 
 def read_plan(folder: str) -> Plan:
@@ -26,30 +31,66 @@ def prepare(container: Container, steps: Plan) -> None:
 
 
 def adopt_all(
-    directory: str, supervisor: Supervisor, new_relay: Callable[[str], relay.Relay]
+    directory: str,
+    supervisor: Supervisor,
+    new_relay: Callable[[str], relay.Relay],
+    others: "Callable[[], Foreign]",
 ) -> None:
-    """All containers below `directory` that have a record."""
+    """All containers below `directory` that have a record. `others` follows those that another
+    runtime started."""
     for entry in os.scandir(directory):
         kept = record.load(entry.path) if entry.is_dir(follow_symlinks=False) else None
         if kept is None:
             continue
         container = Container(entry.name, entry.path, new_relay(entry.name))
         container.record = kept
+        steps = None
         with contextlib.suppress(OSError, ValueError):
-            prepare(container, read_plan(entry.path))
+            steps = read_plan(entry.path)
+            prepare(container, steps)
             supervisor.parents.add(os.path.dirname(container.cgroup))
         supervisor.containers[entry.name] = container
-        if not (record.lives(kept) and _adopt_living(supervisor, container, kept)):
+        if steps is not None and steps.runtime and not kept.finished_ns:
+            kept = _adopt_foreign(supervisor, container, kept, steps, others())
+        living = steps is not None and record.lives(kept)
+        if not (living and _adopt_living(supervisor, container, kept, steps)):
             _adopt_dead(supervisor, container, kept)
 
 
-def _adopt_living(supervisor: Supervisor, container: Container, kept: record.Record) -> bool:
+def _adopt_foreign(
+    supervisor: Supervisor,
+    container: Container,
+    kept: record.Record,
+    steps: Plan,
+    others: "Foreign",
+) -> record.Record:
+    """Its record may still name the runtime that was to start it."""
+    from worker.runtime.foreign import find_left
+
+    if not supervisor.contains(container, kept.pid):
+        with contextlib.suppress(ProcessLookupError, OSError):
+            if record.lives(kept):
+                os.kill(kept.pid, signal.SIGKILL)
+        kept = find_left(container, supervisor.pids(container)) or kept
+        container.record = kept
+    if supervisor.contains(container, kept.pid):
+        record.save(container.folder, kept)
+        others.adopt(container, steps)
+    else:
+        others.discard(container.id, steps)
+    return kept
+
+
+def _adopt_living(
+    supervisor: Supervisor, container: Container, kept: record.Record, steps: Plan | None
+) -> bool:
+    if steps is None:
+        return False
     try:
         pidfd = sc.pidfd_open(kept.pid)
         if record.start_time(kept.pid) != kept.start_time:
             os.close(pidfd)
             return False
-        steps = read_plan(container.folder)
     except (OSError, ValueError):
         return False
     process = Process(kept.pid, pidfd)

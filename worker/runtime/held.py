@@ -1,6 +1,7 @@
 """What the keeper holds of each container: its processes, its stdio, its record."""
 
 import os
+from collections.abc import Callable
 
 from worker.runtime import launch, record, relay
 
@@ -36,6 +37,8 @@ class Container:
         self.record: record.Record | None = None
         self.cgroup = ""
         self.oom: tuple[int, ...] = ()
+        self.runtime = ""  # path of another OCI runtime that started it
+        self.on_end: Callable[[Callable[[], None]], None] | None = None  # before its end is told
         self.own_pids = True  # its other processes end with the first
         self.followed = False
         self.execs: dict[str, Process] = {}

@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # -I leaves the script's own folder out
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -34,6 +34,9 @@ from worker.runtime.reactor import READ, Reactor
 from worker.runtime.steps import Plan
 from worker.runtime.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from worker.runtime.foreign import Foreign
+
 SOCKET = "keeper.sock"
 _LONELY_S = 20.0  # how long to wait for a daemon that is gone, when nothing runs
 _LIST_RETRY_S = 0.01
@@ -43,8 +46,12 @@ _LIST_ATTEMPTS = 500
 class Keeper:
     """The operations. `link` brings them in, `supervisor` follows what they start."""
 
-    def __init__(self, directory: str, hierarchy: cgroups.Hierarchy, server: socket.socket) -> None:
+    def __init__(
+        self, run_dir: str, directory: str, hierarchy: cgroups.Hierarchy, server: socket.socket
+    ) -> None:
+        self._run_dir = run_dir
         self._directory = directory
+        self._foreign: Foreign | None = None
         self._hierarchy = hierarchy
         self._launcher = launch.Launcher(hierarchy)
         self._reactor = Reactor()
@@ -56,7 +63,7 @@ class Keeper:
 
     def run(self) -> None:
         self._link.open()
-        adoption.adopt_all(self._directory, self._supervisor, self._new_relay)
+        adoption.adopt_all(self._directory, self._supervisor, self._new_relay, self._others)
         self._reactor.later(_LONELY_S, self._check_lonely)
         self._reactor.run(self._after_turn)
         self._supervisor.discard_parents()
@@ -155,14 +162,18 @@ class Keeper:
 
     def _start(self, container: Container, steps: Plan, number: int, connected: int) -> None:
         self._supervisor.parents.add(os.path.dirname(steps.cgroup))
-        self._hierarchy.create(steps.cgroup, steps.resources)
-        self._supervisor.watch_oom(container, steps)
+        if not steps.runtime:  # another runtime makes it itself
+            self._hierarchy.create(steps.cgroup, steps.resources)
+            self._supervisor.watch_oom(container, steps)
         log = None
         if steps.log is not None:
             log = logfile.Writer(f"{container.folder}/{logfile.NAME}", *steps.log)
         container.relay.log_to(log)
         ends = Ends()
         try:
+            if steps.runtime:
+                self._start_foreign(container, steps, number, ends)
+                return
             stdio = self._stdio(container, steps, ends)
             report, reported = ends.pipe()
             pid, pidfd = self._launcher.start(steps, stdio, reported, connected=connected)
@@ -172,6 +183,24 @@ class Keeper:
         process = Process(pid, pidfd, report)
         process.number, process.session = number, self._link.session
         self._supervisor.begin(container, process)
+
+    def _start_foreign(self, container: Container, steps: Plan, number: int, ends: Ends) -> None:
+        if steps.process.tty:
+            null = ends.add(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+            stdio = launch.Stdio(null, null, null)
+        else:
+            stdio = self._stdio(container, steps, ends)
+        self._others().start(container, steps, stdio, number)
+
+    def _others(self) -> "Foreign":
+        from worker.runtime.foreign import Foreign  # loaded only where another runtime is used
+
+        if self._foreign is None:
+            self._foreign = Foreign(
+                self._run_dir, self._reactor, self._launcher, self._supervisor, self._link,
+                self._take_terminal,
+            )  # fmt: skip
+        return self._foreign
 
     def _stdio(self, container: Container, steps: Plan, ends: Ends) -> launch.Stdio:
         """The child's ends, closed by `ends` after the fork; ours are given to the relay."""
@@ -234,6 +263,8 @@ class Keeper:
             process = container.execs.get(name)
         if process is None:
             raise Refusal(f"exec {name} is not running")
+        if process.pidfd < 0:
+            return {}  # it has ended, and its runtime is about to forget it
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process.pidfd, request["signal"])
         return {}
@@ -311,7 +342,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        keeper = Keeper(directory, cgroups.detect(), wire.listen(run_dir, SOCKET))
+        keeper = Keeper(run_dir, directory, cgroups.detect(), wire.listen(run_dir, SOCKET))
     except OSError as error:
         os.write(ready, str(error).encode()[:1000])
         return 1

@@ -14,7 +14,7 @@ import socket
 import stat
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from worker.runtime import capabilities, mounts, users
@@ -116,6 +116,13 @@ class Launcher:
                     os.close(fd)
         return pid, pidfd
 
+    def prepare(self, body: Callable[[], None], report: int) -> tuple[int, int]:
+        """A child that does `body`, which must execute something: (pid, pidfd)."""
+        pid, pidfd = sc.clone3(0)
+        if pid == 0:
+            self._child(report, body)
+        return pid, pidfd
+
     @contextlib.contextmanager
     def _children_in(self, pids: int) -> Iterator[None]:
         """Children made within are in the pid namespace of a descriptor, which is closed."""
@@ -191,7 +198,7 @@ class Launcher:
             _console(process, stage.stdio.console, bind=True)
         _write_sysctls(plan)
         mounts.hide(plan.masked, plan.read_only)
-        account = _account(process)
+        account = account_in(process)
         directory = _make_cwd(process.cwd)
         if plan.root_read_only:
             sc.mount_setattr(root, sc.MOUNT_ATTR_RDONLY)
@@ -241,7 +248,7 @@ class Launcher:
         )  # fmt: skip
         if process.tty:
             _console(process, stdio.console, bind=False)
-        self._finish(process, _account(process), process.cwd, filter_, False)
+        self._finish(process, account_in(process), process.cwd, filter_, False)
 
     def _detach(self, process: Process, stdio: Stdio) -> None:
         """A session of its own, no signal ignored, the descriptors in place, the limits set."""
@@ -372,16 +379,26 @@ def _tell(report: int, code: int, message: str) -> None:
         os.write(report, f"{code}\0{message}".encode(errors="replace")[:4000])
 
 
-def _account(process: Process) -> users.Account:
+def account_in(process: Process, root: str = "/") -> users.Account:
+    """Who the process is to be, by the files of the image at `root`. Raises UserError."""
     identity = process.identity
     return users.resolve(
-        identity.user, identity.groups, _read_inside("/etc/passwd"), _read_inside("/etc/group")
+        identity.user,
+        identity.groups,
+        _read_inside("/etc/passwd", root),
+        _read_inside("/etc/group", root),
     )
 
 
-def _read_inside(path: str) -> str:
+def available_names() -> list[str]:
+    """The capabilities that this machine can give."""
+    own = capabilities.own()
+    return [name for bit, name in enumerate(capabilities.NAMES) if own >> bit & 1]
+
+
+def _read_inside(path: str, top: str) -> str:
     """A file of the image; empty if missing. Its links may lead anywhere but out of the root."""
-    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    root = os.open(top, os.O_PATH | os.O_CLOEXEC)
     try:
         flags, resolve = os.O_RDONLY | os.O_NONBLOCK, sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
         fd = sc.openat2(root, path, flags, resolve)
@@ -437,7 +454,7 @@ def _console(process: Process, channel: int, bind: bool) -> None:
     with socket.socket(fileno=os.dup(channel)) as peer:
         socket.send_fds(peer, [b"tty"], [master])
     os.close(master)
-    account = _account(process)
+    account = account_in(process)
     os.fchown(slave, account.uid, -1)
     for target in range(3):
         os.dup2(slave, target)

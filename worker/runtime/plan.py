@@ -12,6 +12,7 @@ What OCI has no word for stands in annotations:
     org.shoal.init            "true": a small init is process 1
     org.shoal.log.max-size, org.shoal.log.max-files, org.shoal.log ("none": keep nothing)
     org.shoal.stdin           "open", or "once": closed when the first attached client closes
+    org.shoal.runtime         path of another OCI runtime that is to start it
     org.shoal.requires        containers that must run at the start, as a JSON list: their
                               namespaces are entered by paths below /proc
 """
@@ -88,6 +89,7 @@ def plan(config: dict[str, Any]) -> Plan:
         resources=linux.get("resources") or {},
         log=_log(notes),
         stdin=notes.get(f"{PREFIX}stdin", ""),
+        runtime=notes.get(f"{PREFIX}runtime", ""),
     )
 
 

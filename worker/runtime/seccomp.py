@@ -11,7 +11,7 @@ import os
 import platform
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from worker.runtime import bpf, seccomp_profile
 
@@ -116,6 +116,7 @@ _AARCH64 = Architecture(
         "kexec_file_load 294"
     ),
 )
+_COMPAT_NAMES = {"x86_64": ("i386",)}
 _MACHINES = {"x86_64": (_X86_64, _I386), "aarch64": (_AARCH64,)}
 
 
@@ -136,6 +137,46 @@ def default_filter(capabilities: frozenset[str], machine: str = "") -> bytes:
             for architecture in _MACHINES[machine]
         ]
     )
+
+
+def default_profile(capabilities: frozenset[str], machine: str = "") -> dict[str, Any]:
+    """The default filter as OCI's `linux.seccomp`, for runtimes that compile it themselves.
+
+    What is newer than the calls known here does not exist, too.
+    """
+    machine = machine or platform.machine()
+    rules: list[dict[str, Any]] = []
+    allowed: set[str] = set()
+    denied: set[str] = set()
+    names = [machine, *_COMPAT_NAMES.get(machine, ())]
+    for architecture, name in zip(_MACHINES[machine], names, strict=True):
+        table = seccomp_profile.numbers(name)
+        refused = set(_denied(architecture, capabilities))
+        denied |= refused
+        allowed |= {n for n, number in table.items() if number <= architecture.newest}
+    special = {"personality", "socket"}
+    if "CAP_SYS_ADMIN" not in capabilities:
+        special |= {"clone", "clone3"}
+        masked = {"index": 0, "value": _NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+        rules.append(_rule(["clone"], args=[masked]))
+    rules.append(_rule(sorted(allowed - denied - special)))
+    rules.append({"names": sorted(denied), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM})
+    rules += [
+        _rule(["personality"], args=[{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}])
+        for value in _PERSONALITIES
+    ]
+    vsock = {"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_NE"}
+    rules.append(_rule(["socket"], args=[vsock]))
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": errno.ENOSYS,
+        "architectures": [seccomp_profile.OURS[name] for name in names],
+        "syscalls": rules,
+    }
+
+
+def _rule(names: list[str], **more: Any) -> dict[str, Any]:
+    return {"names": names, "action": "SCMP_ACT_ALLOW", **more}
 
 
 def actions(architecture: Architecture, capabilities: frozenset[str]) -> list[tuple[int, int]]:

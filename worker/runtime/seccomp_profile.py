@@ -11,7 +11,7 @@ from typing import Any
 from worker.runtime import bpf
 
 _AUDIT = {"x86_64": 0xC000003E, "i386": 0x40000003, "aarch64": 0xC00000B7}
-_OURS = {"x86_64": "SCMP_ARCH_X86_64", "i386": "SCMP_ARCH_X86", "aarch64": "SCMP_ARCH_AARCH64"}
+OURS = {"x86_64": "SCMP_ARCH_X86_64", "i386": "SCMP_ARCH_X86", "aarch64": "SCMP_ARCH_AARCH64"}
 _GO = {"x86_64": "amd64", "aarch64": "arm64"}
 _COMPAT = {"x86_64": ("i386",)}
 _X32 = 0x40000000  # numbers of another convention under the same audit number
@@ -120,7 +120,7 @@ def _architectures(profile: dict[str, Any], machine: str) -> list[str]:
     if profile.get("architectures") and profile.get("archMap"):
         raise ProfileError("use either architectures or archMap, not both")
     for entry in _list(profile, "archMap"):
-        if entry.get("architecture") == _OURS.get(machine):
+        if entry.get("architecture") == OURS.get(machine):
             return [entry["architecture"], *(entry.get("subArchitectures") or ())]
     return list(_list(profile, "architectures"))
 
@@ -132,12 +132,12 @@ def compile_oci(profile: dict[str, Any], machine: str = "") -> bytes:
     with conditions come before one without, and an earlier before a later one.
     """
     machine = machine or platform.machine()
-    if machine not in _OURS:
+    if machine not in OURS:
         raise ProfileError(f"no table of system calls for {machine}")
     if profile.get("flags") or profile.get("listenerPath"):
         raise ProfileError("flags and listenerPath are not supported")
     named = profile.get("architectures") or []
-    machines = [machine, *(m for m in _COMPAT.get(machine, ()) if _OURS[m] in named)]
+    machines = [machine, *(m for m in _COMPAT.get(machine, ()) if OURS[m] in named)]
     default = bpf.result(_action(profile, "defaultAction", "defaultErrnoRet"))
     tables = []
     for name in machines:

@@ -91,3 +91,4 @@ class Plan(NamedTuple):
     resources: dict[str, Any]
     log: tuple[int, int] | None  # bytes of one file, number of files; None: keep nothing
     stdin: str  # "", "open", "once"
+    runtime: str  # path of another OCI runtime that is to start it; "": this one

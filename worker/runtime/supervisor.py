@@ -106,6 +106,12 @@ class Supervisor:
         if code is None and self._retry_reap(process, lambda: self._ended(container)):
             return
         self._close(process)
+        if container.on_end is not None:
+            container.on_end(lambda: self._finish(container, process, code))
+        else:
+            self._finish(container, process, code)
+
+    def _finish(self, container: Container, process: Process, code: int | None) -> None:
         container.process = None
         if not container.own_pids:
             with contextlib.suppress(OSError):
@@ -163,6 +169,7 @@ class Supervisor:
     def _close(self, process: Process) -> None:
         self._reactor.forget(process.pidfd)
         os.close(process.pidfd)
+        process.pidfd = -1
         self._ends += 1
         if self._ends % _ENDS_TO_COLLECT == 0:
             gc.collect()  # the automatic one is off: it would copy pages in every child
@@ -211,6 +218,14 @@ class Supervisor:
         else:
             os.pread(container.oom[0], 4096, 0)
         self._link.send({"event": "oom", "container": container.id})
+
+    def pids(self, container: Container) -> list[int]:
+        with contextlib.suppress(OSError):
+            return self._hierarchy.pids(container.cgroup)
+        return []
+
+    def contains(self, container: Container, pid: int) -> bool:
+        return pid in self.pids(container)
 
     def oom_kills(self, container: Container) -> int:
         with contextlib.suppress(OSError):

@@ -118,7 +118,6 @@ def test_health_is_merged_field_by_field() -> None:
         (HostConfig(security_opt=("seccomp={}",)), Invalid, "defaultAction = None"),
         (HostConfig(security_opt=("seccomp=/a/file",)), NotImplementedHere, "SecurityOpt"),
         (HostConfig(security_opt=("apparmor=mine",)), NotImplementedHere, "apparmor=mine"),
-        (HostConfig(runtime="runc"), NotImplementedHere, "Runtime"),
     ],
 )
 def test_refused_with_the_fields_name(host: HostConfig, error: type[Exception], field: str) -> None:
