@@ -209,7 +209,7 @@ def test_jobs_run_to_their_end(docker: Docker) -> None:
 
 
 def test_secrets_and_configs(docker: Docker, on: Callable[[int], Docker], tmp_path: Path) -> None:
-    """As files in the tasks on every node, in memory only; rotated by an update."""
+    """SEC 219: as files in the tasks on every node, in memory only; rotated by an update."""
     file = tmp_path / "app.conf"
     file.write_text("{{.Service.Name}} on {{.Node.Hostname}}\n")
     docker("secret", "create", "--label", "tier=web", "key-1", "-", data=b"sesame")

@@ -67,6 +67,7 @@ async def test_a_task_waits_for_what_it_needs() -> None:
 
 
 async def test_what_no_task_needs_is_forgotten() -> None:
+    """DIS 154."""
     files = TaskFiles()
     files.take(Assign(sequence=1, secrets=(secret("key"),)), [task(("key",))])
     files.take(Assign(sequence=2), [])
@@ -99,7 +100,8 @@ def test_a_file_without_a_template_is_left_as_it_is() -> None:
 
 
 def test_nodes_are_sent_what_their_tasks_need_and_nothing_else() -> None:
-    """API: secrets leave the managers only for nodes that run a task with them."""
+    """DIS 154, 156, AGT 239: secrets leave the managers only for nodes that run a task with them;
+    one that is missing holds up nothing else."""
     assignments = Assignments()
     mine = task(("key",))
     assignments.load(
@@ -109,5 +111,6 @@ def test_nodes_are_sent_what_their_tasks_need_and_nothing_else() -> None:
     assert [found.id for found in assignments.connect("n1").secrets] == ["key"]
     assert not assignments.connect("n2").secrets
     assignments.observe(task(("other",), id="t2", slot=4), removed=False)
+    assignments.observe(task(("missing",), id="t4", slot=5), removed=False)
     assignments.observe(build.task(build.service("bare"), id="t3", node="n1"), removed=False)
     assert [found.id for found in assignments.flush().increments["n1"].secrets] == ["other"]

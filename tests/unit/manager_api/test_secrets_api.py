@@ -98,6 +98,7 @@ async def test_no_way_back_to_a_spec_whose_secret_is_gone(world: World) -> None:
 
 
 async def test_a_secret_does_not_tell_itself(world: World) -> None:
+    """SEC 219; the API's answers are looked at in tests/compat."""
     made = await world.api.secrets.create(KEY)
     assert "sesame" not in repr(made)
     assert to_builtins(made)["Spec"]["Data"] == "c2VzYW1l"  # which the HTTP API leaves out
