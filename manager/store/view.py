@@ -37,9 +37,7 @@ class View:
         table = self._tables.table(kind)
         if len(by) > 1:
             raise TypeError(f"find takes one index at a time, not {', '.join(by)}")
-        found = list(table.all())
-        for index, key in by.items():
-            found = table.find(index, key)
+        found = table.find(*by.popitem()) if by else list(table.all())
         found.sort(key=_age)
         return cast("list[O]", found)
 

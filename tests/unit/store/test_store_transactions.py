@@ -1,7 +1,8 @@
 """Transactions, their pipeline and what is left when a proposal fails."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -12,8 +13,9 @@ from common.model.node import Node
 from common.model.service import Service
 from common.model.task import Task, TaskState
 from manager.store import pipeline
-from manager.store.change import PROVISIONAL
+from manager.store.change import PROVISIONAL, decode_entry
 from manager.store.store import Store, Tx, View
+from manager.store.tables import Table
 from tests.support import build
 from tests.support.memory_proposer import LoopClock, MemoryProposer, memory_store
 
@@ -44,6 +46,38 @@ async def test_what_is_put_is_found_by_id_and_by_index() -> None:
     assert view.find(Task, service_id="other") == []
     with pytest.raises(TypeError, match="no index 'colour'"):
         view.find(Task, colour="red")
+
+
+async def test_finding_by_an_index_looks_at_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = leading()
+    await store.update(lambda tx: tx.put(build.service("web")))
+
+    def walk(table: Table) -> None:
+        raise AssertionError("walked the whole table")
+
+    monkeypatch.setattr(Table, "all", walk)
+    assert [service.id for service in store.view().find(Service, name="web")] == ["service-web"]
+    assert store.view().find(Service, name="other") == []
+
+
+async def test_an_entry_has_a_bounded_number_of_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry is applied at one go; a transaction is never split."""
+    monkeypatch.setattr(pipeline, "ENTRY_CHANGES_MAX", 10)
+    store, proposer = leading()
+    proposer.hold()
+
+    def put(first: int, last: int) -> Coroutine[Any, Any, object]:
+        return store.update(
+            lambda tx: [tx.put(build.node(f"n{number}")) for number in range(first, last)]
+        )
+
+    async with asyncio.TaskGroup() as group:
+        for first in range(0, 24, 4):
+            group.create_task(put(first, first + 4))
+        group.create_task(put(100, 150))
+        await asyncio.sleep(1)
+        proposer.release()
+    assert [len(decode_entry(data)) for _, data in proposer.entries] == [8, 8, 8, 50]
 
 
 async def test_an_index_follows_its_object() -> None:
