@@ -150,8 +150,10 @@ class FileDisk:
 
     async def feed_snapshot(self, meta: SnapshotMeta, restoring: Restoring) -> None:
         def feed() -> None:
-            self._snapshots.feed(meta, restoring.add, self._breather(), _PIECE_BYTES)
-            restoring.end()
+            breathe = self._breather()
+            self._snapshots.feed(meta, restoring.add, breathe, _PIECE_BYTES)
+            for _ in restoring.end():
+                breathe()
 
         await self._run(self._state_thread, feed)
 

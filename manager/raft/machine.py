@@ -13,8 +13,8 @@ class Restoring(Protocol):
         """Take in the next bytes of the state, cut anywhere."""
         ...
 
-    def end(self) -> None:
-        """There is no more; do all that takes long."""
+    def end(self) -> Iterator[None]:
+        """There is no more: do what takes long, in steps of bounded length."""
         ...
 
     def become(self) -> None:

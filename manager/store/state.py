@@ -11,14 +11,15 @@ Format 1, of the first release, was one MessagePack array of all objects; it is 
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from common.model.base import Object
 from manager.store.change import BadEntry, Event
-from manager.store.tables import BY_NAME, KINDS, Table, Tables
+from manager.store.tables import KINDS, Table, Tables
+from manager.store.trie import STEP
 
 MAGIC = b"SHOALSTATE 2\n"
 PIECE_BYTES = 32 << 10
@@ -76,18 +77,16 @@ class Decoder:
         if self._started and not self._is_format_1:
             self._take_records()
 
-    def end(self) -> Tables:
-        """The state. BadEntry too if it is not complete."""
+    def end(self) -> Generator[None, None, Tables]:
+        """The state, in steps of bounded length. BadEntry too if it is not complete."""
         if self._is_format_1:
             self._take_format_1()
         elif not self._ended:
             raise _unreadable("it ends too early")
-        return Tables(
-            {
-                BY_NAME[name].type: Table.of(BY_NAME[name], objects)
-                for name, objects in self._objects.items()
-            }
-        )
+        tables = {}
+        for kind in KINDS:
+            tables[kind.type] = yield from Table.growing(kind, self._objects.pop(kind.name))
+        return Tables(tables)
 
     def _start(self) -> None:
         if self._rest[:1] == bytes((_FORMAT_1,)):
@@ -151,14 +150,16 @@ class Decoder:
         self._count += 1
 
 
-def difference(before: Tables, after: Tables) -> list[Event]:
+def difference(before: Tables, after: Tables) -> Generator[None, None, list[Event]]:
     """The events that lead from one state to the other: first what went, then what came."""
     removed: list[Event] = []
     written: list[Event] = []
     for kind in KINDS:
         old, new = before.table(kind.type), after.table(kind.type)
         removed += _removed(old, new)
-        for object in ordered(new.all()):
+        for count, object in enumerate(ordered(new.all())):
+            if not count % STEP:
+                yield
             was = old.get(object.id)
             if was != object:
                 written.append(Event("create" if was is None else "update", object, was))

@@ -194,11 +194,11 @@ class Restoring:
         self._decoder.add(piece)
         self._size += len(piece)
 
-    def end(self) -> None:
-        """There is no more. Raises BadEntry if there should be."""
-        self._tables = self._decoder.end()
+    def end(self) -> Iterator[None]:
+        """There is no more: make the tables, step by step. Raises BadEntry if more should come."""
+        self._tables = yield from self._decoder.end()
         if self._before is not None:
-            self._events = state.difference(self._before, self._tables)
+            self._events = yield from state.difference(self._before, self._tables)
 
     def become(self) -> None:
         """Make it the state of the store.

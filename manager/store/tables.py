@@ -5,7 +5,7 @@ names must be unique. An index gives the keys under which an object is found; na
 without regard to case, because DNS does.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -17,7 +17,7 @@ from common.model.node import Node
 from common.model.secret import Config, Secret
 from common.model.service import Service
 from common.model.task import Task
-from manager.store.trie import Trie
+from manager.store.trie import STEP, Trie
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - the stored kind, as usual for a type variable
 Keys = Iterable[Hashable]
@@ -100,13 +100,12 @@ class Table:
         self._indexes = {name: Trie() for name in kind.indexes} if indexes is None else indexes
 
     @classmethod
-    def of(cls, kind: Kind, objects: dict[str, Object]) -> "Table":
-        """A table of `objects`, by id."""
-        return cls(
-            kind,
-            Trie.of(objects),
-            {name: _index(keys, objects.values()) for name, keys in kind.indexes.items()},
-        )
+    def growing(cls, kind: Kind, objects: dict[str, Object]) -> Generator[None, None, "Table"]:
+        """A table of `objects`, by id, made in steps of bounded length."""
+        indexes = {}
+        for name, keys in kind.indexes.items():
+            indexes[name] = yield from _index(keys, objects.values())
+        return cls(kind, (yield from Trie.growing(objects)), indexes)
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -152,12 +151,19 @@ class Table:
         return self._indexes | changed if changed else self._indexes
 
 
-def _index(keys: Callable[[Any], Keys], objects: Iterable[Object]) -> Index:
+def _index(keys: Callable[[Any], Keys], objects: Iterable[Object]) -> Generator[None, None, Index]:
     found: dict[Hashable, dict[str, bool]] = {}
-    for object in objects:
+    for count, object in enumerate(objects):
         for key in keys(object):
             found.setdefault(key, {})[object.id] = True
-    return Trie.of({key: Trie.of(ids) for key, ids in found.items()})
+        if not count % STEP:
+            yield
+    tries = {}
+    for count, (key, ids) in enumerate(found.items()):
+        tries[key] = yield from Trie.growing(ids)
+        if not count % STEP:
+            yield
+    return (yield from Trie.growing(tries))
 
 
 def _move(
@@ -183,14 +189,6 @@ class Tables:
 
     def __init__(self, tables: dict[type[Object], Table] | None = None) -> None:
         self._tables = {kind.type: Table(kind) for kind in KINDS} if tables is None else tables
-
-    @classmethod
-    def of(cls, objects: Iterable[Object]) -> "Tables":
-        """Tables that hold `objects`."""
-        by_kind: dict[type[Object], dict[str, Object]] = {kind.type: {} for kind in KINDS}
-        for object in objects:
-            by_kind[type(object)][object.id] = object
-        return cls({kind.type: Table.of(kind, by_kind[kind.type]) for kind in KINDS})
 
     def fork(self) -> "Tables":
         return Tables(self._tables.copy())

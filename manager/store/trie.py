@@ -5,7 +5,7 @@ of the key's hash. A put copies one leaf and the branches above it, so its price
 with the table, and whoever holds an older mapping keeps exactly what it held.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -19,6 +19,8 @@ _MASK = _WIDTH - 1
 _LEAF_MAX = 48
 _DEPTH_MAX = 10  # beyond that the hashes are the same, and a bigger leaf is all that helps
 
+STEP = 500  # entries taken in between two pauses
+
 _Node = Any  # dict[K, V], a leaf; or list[_Node | None], a branch
 
 
@@ -31,9 +33,26 @@ class Trie(msgspec.Struct, Generic[K, V], frozen=True, eq=False, gc=False):
     _count: int = 0
 
     @classmethod
-    def of(cls, items: dict[K, V]) -> "Trie[K, V]":
-        """A mapping of `items`, which must not change any more: in one go, not put by put."""
-        return cls(_grown(items, 0), len(items))
+    def growing(cls, items: dict[K, V]) -> Generator[None, None, "Trie[K, V]"]:
+        """A mapping of `items`, which must not change any more: not put by put, but in steps of
+        bounded length, so that it can be made beside others without holding them up.
+        """
+        if len(items) <= _LEAF_MAX:
+            return cls(items, len(items))
+        branch: list[_Node | None] = [None] * _WIDTH
+        for count, (key, value) in enumerate(items.items()):
+            place = hash(key) & _MASK
+            child = branch[place]
+            if child is None:
+                branch[place] = {key: value}
+            else:
+                child[key] = value
+            if not count % STEP:
+                yield
+        for place, child in enumerate(branch):
+            branch[place] = None if child is None else _grown(child, 1)
+            yield
+        return cls(branch, len(items))
 
     def __len__(self) -> int:
         return self._count

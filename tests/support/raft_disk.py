@@ -113,7 +113,8 @@ class FakeDisk:
         for begin in range(0, len(data), FED):
             await self._take_time(0.0005)
             restoring.add(data[begin : begin + FED])
-        restoring.end()
+        for _ in restoring.end():
+            await self._take_time(0.0005)
 
     async def read_snapshot(self, meta: SnapshotMeta, offset: int, length: int) -> bytes:
         await self._sync()

@@ -2,7 +2,7 @@
 
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -62,7 +62,8 @@ class Fed:
     def add(self, piece: bytes | memoryview) -> None:
         self.data += piece
 
-    def end(self) -> None:
+    def end(self) -> Iterator[None]:
+        yield
         self.ended = True
 
     def become(self) -> None: ...

@@ -85,7 +85,8 @@ class _Restoring:
     def add(self, piece: bytes | memoryview) -> None:
         self._data += piece
 
-    def end(self) -> None:
+    def end(self) -> Iterator[None]:
+        yield
         self._ended = True
 
     def become(self) -> None:
