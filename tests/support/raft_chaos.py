@@ -6,9 +6,9 @@ import random
 from collections.abc import Coroutine
 from typing import Any
 
-from common.errors import Conflict, NotFound, ProposalUncertain, ShoalError, Unavailable
-from manager.raft.membership import AddLearner, Promote, Remove, UpdateAddress
-from tests.support.raft_world import Process, World, member
+from common.errors import Conflict, Unavailable
+from tests.support.raft_changes import Changes
+from tests.support.raft_world import Process, World
 
 CHAOS_S = 8.0
 CLIENTS = 3
@@ -25,16 +25,19 @@ class Chaos:
         self._seed = seed
         self._size = size
         self._pauses = pauses
-        self._newest = size
-        self._removed: dict[str, None] = {}
+        self._changes = Changes(world, seed, size)
 
     async def run(self) -> None:
         """Raises Violation as soon as a rule is broken, or if there is no progress at the end."""
-        async with asyncio.timeout(60):
-            await self.world.found(self._size)
+        try:
+            async with asyncio.timeout(60):
+                await self.world.found(self._size)
+        except TimeoutError:
+            self.world.checker.require(False, "the cluster cannot be founded")
+            self._check()
         async with asyncio.TaskGroup() as clients:
             tasks = [clients.create_task(load) for load in self._load()]
-            tasks.append(clients.create_task(self._change_members()))
+            tasks.append(clients.create_task(self._changes.run()))
             await self._torment()
             for task in tasks:
                 task.cancel()
@@ -44,9 +47,10 @@ class Chaos:
         loop = asyncio.get_running_loop()
         end = loop.time() + CHAOS_S
         faults = [
-            self._crash, self._crash, self._crash_leader, self._restart, self._restart,
-            self._restart, self._partition, self._one_way, self._heal, self._heal,
-            self._noise, self._slow_disk, self._transfer, self._crash_all,
+            self._crash, self._blink, self._ambush, self._crash_leader, self._crash_all,
+            self._restart, self._restart, self._restart, self._partition, self._one_way,
+            self._heal, self._heal, self._noise, self._slow_disk, self._break_disk,
+            self._transfer, self._strand_leader,
         ]  # fmt: skip
         if self._pauses:
             faults += [self._pause, self._pause_leader, self._resume, self._clock_jump]
@@ -69,6 +73,35 @@ class Chaos:
         if process := self._some():
             self.world.crash(process.member.id)
 
+    def _blink(self, process: Process | None = None) -> None:
+        """A crash, and a start so soon after it that its peers may not have noticed."""
+        process = process or self._some()
+        if process and process.alive:
+            name, soon = process.member.id, self._rng.uniform(0.001, 0.1)
+            self.world.crash(name)
+            asyncio.get_running_loop().call_later(soon, self._start_if_down, name)
+
+    def _ambush(self) -> None:
+        """An election in which all are slow, and who was asked for its vote blinks."""
+        if leader := self.world.leader():
+            self._blink(leader)
+        self.world.delay_s = (0.001, 0.1)
+        self.world.heard_vote = self._heard_vote
+        asyncio.get_running_loop().call_later(1.5, self._end_ambush)
+
+    def _heard_vote(self, process: Process) -> None:
+        if self._rng.random() < 0.5:
+            later = self._rng.uniform(0.001, 0.03)
+            asyncio.get_running_loop().call_later(later, self._blink, process)
+
+    def _end_ambush(self) -> None:
+        self.world.heard_vote = None
+
+    def _start_if_down(self, name: str) -> None:
+        process = self.world.processes.get(name)
+        if process and not process.alive:
+            self.world.start(name)
+
     def _crash_leader(self) -> None:
         if leader := self.world.leader():
             self.world.crash(leader.member.id)
@@ -89,6 +122,12 @@ class Chaos:
         self.world.checker.note(f"cut off {side}")
         self.world.partition(side)
 
+    def _strand_leader(self) -> None:
+        """The leader is alone with its clients, whose writes nobody else gets."""
+        if leader := self.world.leader():
+            self.world.checker.note(f"the leader {leader.member.id} is alone")
+            self.world.partition([leader.member.id])
+
     def _one_way(self) -> None:
         if process := self._some():
             self.world.checker.note(f"{process.member.id} hears nothing")
@@ -106,6 +145,12 @@ class Chaos:
     def _slow_disk(self) -> None:
         if process := self._some():
             process.disk.slowness_s = self._rng.choice([0.0, 0.05, 0.8])
+
+    def _break_disk(self) -> None:
+        """The next write fails, and ends the process."""
+        if process := self._some():
+            self.world.checker.note(f"the disk of {process.member.id} is full")
+            process.disk.broken = True
 
     def _transfer(self) -> None:
         if leader := self.world.leader():
@@ -180,65 +225,33 @@ class Chaos:
             index >= acknowledged, f"stale read: {index}, but {acknowledged} was acknowledged"
         )
 
-    async def _change_members(self) -> None:
-        rng = random.Random(f"{self._seed}/members")
-        while True:
-            await asyncio.sleep(rng.uniform(0.1, 1.0))
-            leader = self.world.leader()
-            if leader is None:
-                continue
-            with contextlib.suppress(Unavailable, Conflict, NotFound, TimeoutError):
-                async with asyncio.timeout(3):
-                    await self._one_change(rng, leader)
-
-    async def _one_change(self, rng: random.Random, leader: Process) -> None:
-        members = leader.driver.status.members
-        other = rng.choice(members)
-        match rng.randrange(4):
-            case 0 if len(members) < self._size + 2:
-                self._newest += 1
-                name = f"m{self._newest}"
-                self.world.start(name)
-                await leader.driver.change_members(AddLearner(member(name)))
-            case 1 if learners := [m for m in members if m.learner]:
-                await leader.driver.change_members(Promote(rng.choice(learners).id))
-            case 2 if len(members) > 2:
-                await self._remove(leader, other.id)
-            case _:
-                address = f"{other.id}.example:{rng.randrange(2000, 3000)}"
-                await leader.driver.change_members(UpdateAddress(other.id, address))
-
-    async def _remove(self, leader: Process, member_id: str) -> None:
-        try:
-            await leader.driver.change_members(Remove(member_id))
-        except ProposalUncertain:
-            raise
-        except ShoalError:
-            return
-        self._removed[member_id] = None
-
     # Afterwards
 
     async def _recover(self) -> None:
         """Heal the world; then all members must agree, and new writes must get through."""
         world = self.world
         self._check()
+        self._end_ambush()
         world.heal()
         world.checker.note("the world is healed")
+        healed_at = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.05)  # whose disk has just failed ends now
         for name, process in list(world.processes.items()):
             if not process.alive:
                 world.start(name)
         try:
             async with asyncio.timeout(RECOVERY_S):
+                await self._changes.finish()
                 leader, index = await self._final_write()
                 ids = [m.id for m in leader.driver.status.members]
                 await world.await_applied(ids, index)
                 await self._final_reads()
         except TimeoutError:
             world.checker.require(False, "no progress after healing")
+        world.checker.recovery_s = asyncio.get_running_loop().time() - healed_at
         self._check()
         world.compare(ids)
-        for gone in self._removed:
+        for gone in self._changes.removed:
             world.checker.require(gone not in ids, f"removed member {gone} is back")
         self._check()
 

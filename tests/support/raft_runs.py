@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import random
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from tests.support.faulty_files import FaultyFiles
 from tests.support.raft_chaos import Chaos
@@ -17,27 +20,44 @@ from tests.support.virtual_time import VirtualTimeLoop
 T = TypeVar("T")
 
 
+class Profile(msgspec.Struct, frozen=True):
+    """What kind of world a seed stands for."""
+
+    size: int
+    pauses: bool
+    drift: bool
+    files: bool  # the product's own files under faults, rather than a simpler disk
+
+    @classmethod
+    def of(cls, seed: int) -> "Profile":
+        rng = random.Random(f"{seed}/profile")
+        return cls(
+            size=rng.choice((3, 3, 5)),
+            pauses=rng.random() < 0.4,
+            drift=rng.random() < 0.3,
+            files=rng.random() < 0.3,
+        )
+
+
 async def run_seed(seed: int) -> World:
     """One run. Raises Violation with the way to replay it and its last events."""
+    profile = Profile.of(seed)
     async with asyncio.TaskGroup() as group:
-        world = World(f"{seed}", group)
-        chaos = Chaos(world, f"{seed}", _size(seed), pauses=seed % 4 == 2)
+        world = World(f"{seed}", group, drift=profile.drift)
+        chaos = Chaos(world, f"{seed}", profile.size, pauses=profile.pauses)
         await _told(world, chaos, seed, "test_safety_under_faults")
     return world
 
 
 async def run_store_seed(seed: int) -> StoreChaos:
     """One run of a cluster of stores. Raises Violation, as `run_seed` does."""
+    profile = Profile.of(seed)
     async with asyncio.TaskGroup() as group:
-        with real_files(seed % 4 == 1) as files:
-            world = StoreWorld(f"store {seed}", group, files=files)
-            chaos = StoreChaos(world, f"{seed}", _size(seed), pauses=seed % 4 == 2)
+        with real_files(profile.files) as files:
+            world = StoreWorld(f"store {seed}", group, files=files, drift=profile.drift)
+            chaos = StoreChaos(world, f"{seed}", profile.size, pauses=profile.pauses)
             await _told(world, chaos, seed, "test_stores_under_faults")
     return chaos
-
-
-def _size(seed: int) -> int:
-    return 5 if seed % 3 == 0 else 3
 
 
 @contextlib.contextmanager
@@ -58,7 +78,8 @@ async def _told(world: World, chaos: Chaos, seed: int, test: str) -> None:
         await chaos.run()
     except Violation as violation:
         raise Violation(
-            f"{violation}\n\nreplay: SEED={seed} TEST={test} make sim\n\n{story(world.checker)}"
+            f"{violation}\n\nreplay: SEED={seed} TEST={test} make sim\n"
+            f"{Profile.of(seed)}; the last events:\n{story(world.checker)}"
         ) from None
     finally:
         for process in world.alive:

@@ -17,9 +17,10 @@ import msgspec
 from manager.raft.config import RaftConfig
 from manager.raft.core import Raft
 from manager.raft.driver import Driver, bootstrap
+from manager.raft.errors import DiskFailed
 from manager.raft.machine import StateMachine
 from manager.raft.membership import AddLearner, Promote
-from manager.raft.message import Entry, Member, decode
+from manager.raft.message import Entry, Member, Vote, decode
 from manager.raft.work import Role
 from tests.support.faulty_files import FaultyFiles
 from tests.support.raft_disk import FakeDisk, Platter
@@ -30,6 +31,7 @@ SimulatedDisk = FakeDisk | FaultyFileDisk
 SIM_CONFIG = RaftConfig(
     snapshot_entries=40, keep_entries=8, chunk_bytes=256, append_bytes=400, window=4
 )
+RATES = (8, 10, 10, 14)  # tenths: how long a second of a clock that drifts may take
 TRACE_LINES = 60
 LINE_MAX = 180
 
@@ -101,6 +103,7 @@ class Checker:
         self.violation: Violation | None = None
         self.trace: collections.deque[tuple[float, object]] = collections.deque(maxlen=TRACE_LINES)
         self.digest = 0  # of everything that happened
+        self.recovery_s = 0.0  # from healing until everything works, everywhere
         self.leaders: dict[int, str] = {}
         self.committed: dict[int, tuple[bytes, int]] = {}  # index -> data, digest of the state
         self.acknowledged: dict[bytes, int] = {}
@@ -194,7 +197,7 @@ class Process:
         self.driver = _PausableDriver(
             running=self.disk.running,
             member_id=member.id,
-            config=world.config,
+            config=world.config_at_start(),
             disk=self.disk,
             network=_Port(world, self),
             machine=self.machine,
@@ -206,8 +209,10 @@ class Process:
     async def _run(self) -> None:
         try:
             await self.driver.run()
+        except DiskFailed:
+            self._world.checker.note(f"{self.member.id} ends: its disk failed")
         except Exception as error:  # noqa: BLE001 - any error of a driver is the finding
-            if self.alive and not self.disk.broken:
+            if self.alive:
                 problem = f"{self.member.id} ended: {error!r}"
                 self._world.checker.require(False, problem)
         self._end()
@@ -276,13 +281,18 @@ class World:
         *,
         config: RaftConfig = SIM_CONFIG,
         files: FaultyFiles | None = None,
+        drift: bool = False,
     ) -> None:
-        """With `files`, members write real files, by the product's own code."""
+        """With `files`, members write real files, by the product's own code.
+
+        With `drift`, clocks do not go equally fast.
+        """
         self.seed = seed
         self.group = group
         self.config = config
         self.files = files
         self._disks: dict[str, FaultyFileDisk] = {}
+        self._rates = random.Random(f"{seed}/clocks") if drift else None
         self.checker = self.make_checker()
         self.processes: dict[str, Process] = {}
         self.platters: dict[str, Platter] = {}
@@ -290,11 +300,26 @@ class World:
         self.duplication = 0.0
         self.delay_s = (0.0005, 0.003)
         self.cut: dict[tuple[str, str], None] = {}
+        self.heard_vote: Callable[[Process], None] | None = None  # told of requests for a vote
         self._rng = random.Random(f"{seed}/network")
         self._runs = 0
 
     def make_checker(self) -> Checker:
         return Checker()
+
+    def config_at_start(self) -> RaftConfig:
+        """With slow or fast clocks, all that a process takes for so many milliseconds differs."""
+        config = self.config
+        if self._rates is None:
+            return config
+        rate = self._rates.choice(RATES)
+        return msgspec.structs.replace(
+            config,
+            tick_ms=config.tick_ms * rate // 10,
+            heartbeat_ms=config.heartbeat_ms * rate // 10,
+            election_min_ms=config.election_min_ms * rate // 10,
+            election_max_ms=config.election_max_ms * rate // 10,
+        )
 
     def make_disk(self, member_id: str, rng: random.Random) -> SimulatedDisk:
         """The disk of `member_id`, with what its last run has left."""
@@ -307,7 +332,8 @@ class World:
         return disk
 
     def wipe(self, member_id: str) -> None:
-        """The machine of `member_id`, which is down, gets an empty disk."""
+        """The machine of `member_id` breaks down, and its disk is lost."""
+        self.processes.pop(member_id).crash()
         self.platters.pop(member_id, None)
         self._disks.pop(member_id, None)
 
@@ -402,6 +428,8 @@ class World:
         now = asyncio.get_running_loop().time()
         self.checker.trace.append((now, _Line(source, target, message)))
         process.receive(message)
+        if self.heard_vote and process.alive and _is_vote(message):
+            self.heard_vote(process)
 
     def partition(self, side: Iterable[str], *, one_way: bool = False) -> None:
         """Cut `side` off from all others; with `one_way` it hears nothing but is heard."""
@@ -419,8 +447,14 @@ class World:
         self.delay_s = (0.0005, 0.003)
         for process in self.processes.values():
             process.disk.slowness_s = 0.0
+            process.disk.broken = False
             if process.paused:
                 process.resume()
+
+
+def _is_vote(message: bytes) -> bool:
+    vote = decode(message).message
+    return isinstance(vote, Vote) and not vote.pre
 
 
 class _Line:
