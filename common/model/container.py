@@ -98,7 +98,7 @@ class HostConfig(Model, frozen=True, kw_only=True):
     group_add: tuple[str, ...] | None = None
     init: bool | None = None
     ipc_mode: str = ""
-    pid_mode: str = ""
+    pid_mode: str = _f(default="", name="PidMode")
     uts_mode: str = _f(default="", name="UTSMode")
     userns_mode: str = ""
     cgroupns_mode: str = ""
@@ -111,11 +111,11 @@ class HostConfig(Model, frozen=True, kw_only=True):
     memory: int = 0
     memory_swap: int = 0
     memory_reservation: int = 0
-    nano_cpus: int = 0
-    cpu_shares: int = 0
-    cpu_period: int = 0
-    cpu_quota: int = 0
-    cpuset_cpus: str = ""
+    nano_cpus: int = _f(default=0, name="NanoCpus")
+    cpu_shares: int = _f(default=0, name="CpuShares")
+    cpu_period: int = _f(default=0, name="CpuPeriod")
+    cpu_quota: int = _f(default=0, name="CpuQuota")
+    cpuset_cpus: str = _f(default="", name="CpusetCpus")
     cpuset_mems: str = ""
     pids_limit: int | None = None
     memory_swappiness: int | None = None

@@ -20,6 +20,7 @@ from node.api.images import ImageRoutes
 from node.api.leader import on_leader
 from node.api.networks import NetworkRoutes
 from node.api.nodes import NodeRoutes
+from node.api.pruning import PruneRoutes
 from node.api.refused import RefusedRoutes
 from node.api.routes import API_VERSION_ASKED, Handler, Route
 from node.api.secrets import ConfigRoutes, SecretRoutes
@@ -27,6 +28,7 @@ from node.api.services import ServiceRoutes
 from node.api.swarm import SwarmRoutes
 from node.api.system import API_VERSION, MIN_API_VERSION, SystemRoutes
 from node.api.tasks import TaskRoutes
+from node.api.usage import UsageRoutes
 from node.api.volumes import VolumeRoutes
 from node.forward import NOT_LEADER
 
@@ -53,6 +55,8 @@ def make_app(daemon: Daemon) -> web.Application:
         ConfigRoutes(daemon),
         TaskRoutes(daemon),
         DistributionRoutes(daemon),
+        PruneRoutes(daemon),
+        UsageRoutes(daemon),
         RefusedRoutes(),
     ):
         for route in resource.routes():

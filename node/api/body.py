@@ -4,6 +4,7 @@ Go's JSON reads null as "not given", and so do we. A field that we do not know i
 asks for something, and passed over when it holds nothing: clients send their whole structs.
 """
 
+import datetime as dt
 import enum
 import json
 import re
@@ -203,6 +204,29 @@ def time_ns(request: web.Request, name: str) -> int:
         return int(seconds) * 1_000_000_000 + int((fraction + "000000000")[:9])
     except ValueError as error:
         raise Invalid(f"{name} = {value!r} is not a time in seconds since 1970") from error
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def moment(text: str, now: dt.datetime) -> dt.datetime:
+    """A time as filters have it: RFC 3339, a date, seconds since 1970, or how long ago (`1h30m`).
+
+    Raises Invalid.
+    """
+    parts = _DURATION.findall(text)
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        return now - dt.timedelta(seconds=sum(float(n) * _SECONDS[unit] for n, unit in parts))
+    try:
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return dt.datetime.fromtimestamp(float(text), dt.UTC)
+        found = dt.datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError):
+        raise Invalid(
+            f"until = {text[:80]!r} is no time: write 24h, or 2024-01-31T00:00:00Z"
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
 
 
 def version(request: web.Request) -> int:

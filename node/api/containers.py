@@ -2,21 +2,24 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import msgspec
 from aiohttp import web
 
-from common.errors import Invalid
+from common.errors import Invalid, NotFound
 from common.model.container import ContainerCreate
-from node.api import body
+from node.api import body, detaching
+from node.api.container_filters import selected
 from node.api.daemon import Daemon
 from node.api.hijack import attach_stream
 from node.api.logs import container_logs
-from node.api.networks import has_label
 from node.api.routes import Route, json_response
 from node.api.streaming import json_objects
+from worker.engine.container import Container
+from worker.engine.updating import ContainerUpdate
+
+STATS_S = 1.0  # from one sample to the next
 
 
 class ContainerRoutes:
@@ -43,18 +46,23 @@ class ContainerRoutes:
             Route("GET", f"{container}/logs", self.logs),
             Route("GET", f"{container}/top", self.top),
             Route("GET", f"{container}/stats", self.stats),
+            Route("POST", f"{container}/update", self.update),
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
-        body.refuse(request, "size")
         engine = self._daemon.engine
         wanted = body.filters(request)
-        limit = body.number(request, "limit")
-        show_all = body.flag(request, "all") or limit is not None or "status" in wanted
-        rows = [engine.summary(container) for container in engine.list(all=show_all)]
-        rows = [row for row in rows if matches(row, wanted)]
-        rows.sort(key=lambda row: row["Created"], reverse=True)
-        return json_response(rows[:limit] if limit and limit > 0 else rows)
+        limit = body.number(request, "limit") or 0
+        show_all = (
+            body.flag(request, "all") or limit > 0 or bool({"status", "exited"} & set(wanted))
+        )
+        found = selected(self._daemon, engine.list(all=show_all), wanted)[::-1]
+        found = found[:limit] if limit > 0 else found
+        rows = [engine.summary(container) for container in found]
+        if body.flag(request, "size"):
+            for row, container in zip(rows, found, strict=True):
+                row |= await sizes(self._daemon, container)
+        return json_response(rows)
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         body.refuse(request, "platform")
@@ -65,8 +73,12 @@ class ContainerRoutes:
         return json_response({"Id": container_id, "Warnings": []}, status=201)
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
-        body.refuse(request, "size")
-        return json_response(self._daemon.engine.inspect(request.match_info["id"]))
+        engine = self._daemon.engine
+        container = engine.find(request.match_info["id"])
+        shown = engine.inspect(container.id)
+        if body.flag(request, "size"):
+            shown |= await sizes(self._daemon, container)
+        return json_response(shown)
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
         if body.flag(request, "link"):
@@ -100,9 +112,11 @@ class ContainerRoutes:
         return web.Response(status=204)
 
     async def restart(self, request: web.Request) -> web.StreamResponse:
-        body.refuse(request, "signal")
-        timeout_s = body.number(request, "t")
-        await self._daemon.engine.restart(request.match_info["id"], timeout_s)
+        await self._daemon.engine.restart(
+            request.match_info["id"],
+            timeout_s=body.number(request, "t"),
+            signal=request.query.get("signal") or None,
+        )
         return web.Response(status=204)
 
     async def kill(self, request: web.Request) -> web.StreamResponse:
@@ -154,9 +168,9 @@ class ContainerRoutes:
         return web.Response(status=200)
 
     async def attach(self, request: web.Request) -> web.StreamResponse:
-        body.refuse(request, "detachKeys")
         engine = self._daemon.engine
         container = engine.find(request.match_info["id"])
+        keys = detaching.keys(request.query.get("detachKeys", ""))
         duplex = await engine.attach(
             container.id,
             stdin=body.flag(request, "stdin"),
@@ -165,27 +179,53 @@ class ContainerRoutes:
             logs=body.flag(request, "logs"),
             stream=body.flag(request, "stream"),
         )
-        return await attach_stream(request, duplex, tty=container.config.tty)
+        return await attach_stream(
+            request,
+            duplex,
+            tty=container.config.tty,
+            detach_keys=keys,
+            detached=lambda: engine.tell(container, "detach"),
+        )
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         return await container_logs(request, self._daemon)
 
     async def top(self, request: web.Request) -> web.StreamResponse:
-        if request.query.get("ps_args", "-ef") not in ("-ef", ""):
-            raise Invalid("ps_args other than -ef are not supported")
-        return json_response(await self._daemon.engine.top(request.match_info["id"]))
+        found = await self._daemon.engine.top(
+            request.match_info["id"], request.query.get("ps_args", "")
+        )
+        return json_response(found)
+
+    async def update(self, request: web.Request) -> web.StreamResponse:
+        changes = await body.read(request, ContainerUpdate)
+        await self._daemon.engine.update(request.match_info["id"], changes)
+        return json_response({"Warnings": None})
 
     async def stats(self, request: web.Request) -> web.StreamResponse:
-        container = self._daemon.engine.find(request.match_info["id"])
-        if not body.flag(request, "stream", default=True):
-            return json_response(await self._daemon.engine.stats(container.id))
-        return await json_objects(request, self._stats(container.id))
+        """A stream, or one sample: after a second's measuring, or at once (one-shot)."""
+        engine = self._daemon.engine
+        container = engine.find(request.match_info["id"])
+        if body.flag(request, "stream", default=True):
+            return await json_objects(request, self._stats(container.id))
+        before = None
+        if not body.flag(request, "one-shot"):
+            before = await engine.stats(container.id)
+            await asyncio.sleep(STATS_S)
+        return json_response(await engine.stats(container.id, before))
 
-    async def _stats(self, container_id: str) -> Any:
-        with contextlib.suppress(asyncio.CancelledError):
+    async def _stats(self, container_id: str) -> AsyncIterator[dict[str, object]]:
+        before = None
+        with contextlib.suppress(NotFound):  # it has been removed
             while True:
-                yield await self._daemon.engine.stats(container_id)
-                await asyncio.sleep(1)  # docker stats shows one sample a second
+                before = await self._daemon.engine.stats(container_id, before)
+                yield before
+                await asyncio.sleep(STATS_S)
+
+
+async def sizes(daemon: Daemon, container: Container) -> dict[str, int]:
+    """What a container's files take: its own, and with its image's."""
+    own = await daemon.engine.files.size(container.id)
+    return {"SizeRw": own, "SizeRootFs": own + daemon.images.get(container.image_id).size}
 
 
 def size(request: web.Request) -> tuple[int, int]:
@@ -194,26 +234,3 @@ def size(request: web.Request) -> tuple[int, int]:
     if height is None or width is None:
         raise Invalid("h and w are missing: say the terminal's height and width")
     return height, width
-
-
-def matches(row: dict[str, Any], wanted: body.Filters) -> bool:
-    """Whether a row of the container list passes Docker's filters."""
-    checks: dict[str, Callable[[str], bool]] = {
-        "id": lambda value: row["Id"].startswith(value),
-        "name": lambda value: any(value.lstrip("/") in name.lstrip("/") for name in row["Names"]),
-        "status": lambda value: row["State"] == value,
-        "label": lambda value: has_label(row["Labels"], value),
-        "ancestor": lambda value: (
-            value in (row["Image"], row["ImageID"]) or row["Image"].removesuffix(":latest") == value
-        ),
-        "network": lambda value: value in row["NetworkSettings"]["Networks"],
-        "health": lambda value: row.get("Health", "none") == value,
-        "is-task": lambda value: (
-            (value in ("1", "true")) == ("com.docker.swarm.task.id" in row["Labels"])
-        ),
-    }
-    if unknown := set(wanted) - set(checks):
-        raise Invalid(f"invalid filter {sorted(unknown)[0]!r}")
-    return all(
-        any(checks[name](value) for value in values) for name, values in wanted.items() if values
-    )

@@ -15,6 +15,7 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from node.api.detaching import DEFAULT, Escape
 from node.api.routes import API_VERSION_ASKED
 from node.api.streaming import MULTIPLEXED, RAW, frame
 
@@ -40,6 +41,10 @@ class Duplex(Protocol):
     async def close(self) -> None:
         """Let go. The process goes on."""
         ...
+
+
+class _Detached(Exception):
+    """The user left the terminal; the process goes on."""
 
 
 class _Hijacked(web.StreamResponse):
@@ -119,8 +124,11 @@ async def attach_stream(
     *,
     tty: bool,
     ended: Callable[[], Awaitable[None]] | None = None,
+    detach_keys: bytes = DEFAULT,
+    detached: Callable[[], None] = lambda: None,
 ) -> web.StreamResponse:
-    """Join the client of `request` with a process's stdio until the output ends.
+    """Join the client of `request` with a process's stdio until the output ends, or until
+    `detach_keys` are typed on a terminal: then `detached` is called.
 
     `ended` is awaited before the connection is closed: clients ask for the exit code right after.
     """
@@ -132,10 +140,11 @@ async def attach_stream(
     connection = _Connection(transport, transport.get_protocol())
     transport.set_protocol(connection)
     transport.write(_head(request, tty))
+    escape = Escape(detach_keys) if tty else None
     try:
         async with asyncio.TaskGroup() as group:
             helpers = [
-                group.create_task(_copy_in(connection, duplex), name="stdin"),
+                group.create_task(_copy_in(connection, duplex, escape), name="stdin"),
                 group.create_task(connection.watch(), name="client"),
             ]
             await _copy_out(connection, duplex, tty)
@@ -145,6 +154,8 @@ async def attach_stream(
                 helper.cancel()
     except* ConnectionResetError:
         pass  # the client went away; the process goes on
+    except* _Detached:
+        detached()
     finally:
         await duplex.close()
         transport.close()
@@ -163,9 +174,16 @@ def _head(request: web.Request, tty: bool) -> bytes:
     return f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\n\r\n".encode()
 
 
-async def _copy_in(connection: _Connection, duplex: Duplex) -> None:
+async def _copy_in(connection: _Connection, duplex: Duplex, escape: Escape | None) -> None:
+    """Raises _Detached once the keys for that have been typed."""
     while (data := await connection.receive()) is not None:
-        await duplex.write(data)
+        leave = False
+        if escape is not None:
+            data, leave = escape.feed(data)
+        if data:
+            await duplex.write(data)
+        if leave:
+            raise _Detached
     await duplex.close_stdin()
 
 

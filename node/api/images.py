@@ -50,7 +50,7 @@ class ImageRoutes:
         body.refuse(request, "shared-size", "manifests")
         wanted = body.filters(request)
         images = [image for image in self._daemon.images.list() if _matches(image, wanted)]
-        return json_response([_summary(image) for image in images])
+        return json_response([summary(image) for image in images])
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
         return json_response(_inspect(self._daemon.images.get(request.match_info["name"])))
@@ -215,7 +215,8 @@ async def _with_progress(
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _summary(image: Image) -> dict[str, Any]:
+def summary(image: Image) -> dict[str, Any]:
+    """Its row in the list of images."""
     return {
         "Id": image.id,
         "ParentId": "",

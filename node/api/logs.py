@@ -43,21 +43,24 @@ async def container_logs(request: web.Request, daemon: Daemon) -> web.StreamResp
         until_ns=body.time_ns(request, "until"),
         tail=tail(request),
     )
-    times = body.flag(request, "timestamps")
+    times, details = body.flag(request, "timestamps"), body.flag(request, "details")
     tty = container.config.tty
     response = await start(request, RAW if tty else MULTIPLEXED)
     async with contextlib.aclosing(batches):
         async for batch in batches:
-            await response.write(encoded(batch, times, tty))
+            await response.write(encoded(batch, times, tty, details))
     await response.write_eof()
     return response
 
 
-def encoded(batch: Iterable[EngineLine], times: bool, tty: bool) -> bytes:
+def encoded(batch: Iterable[EngineLine], times: bool, tty: bool, details: bool = False) -> bytes:
     """What the client gets of these lines; one write for all, since each costs a system call."""
     pieces = []
+    attributes = b" " if details else b""  # no driver here adds any: only the space after them
     for line in batch:
-        data = f"{timestamp(line.time_ns)} ".encode() + line.data if times else line.data
+        data = attributes + line.data
+        if times:
+            data = f"{timestamp(line.time_ns)} ".encode() + data
         pieces.append(data if tty else frame(line.stream, data))
     return b"".join(pieces)
 

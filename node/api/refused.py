@@ -7,20 +7,13 @@ from node.api.routes import Handler, Route
 
 _REFUSED = {
     "/build": "building images",
-    "/build/prune": "building images",
     "/session": "BuildKit sessions",
     "/plugins{rest:(/.*)?}": "plugins",
     "/images/search": "searching registries",
     "/images/{name:.+}/push": "pushing images",
-    "/containers/{id}/update": "updating containers",
     "/containers/{id}/attach/ws": "attaching by WebSocket",
     "/networks/{id}/connect": "connecting running containers to networks",
     "/networks/{id}/disconnect": "disconnecting running containers from networks",
-    "/system/df": "disk usage",
-    "/images/prune": "pruning",
-    "/containers/prune": "pruning",
-    "/networks/prune": "pruning",
-    "/volumes/prune": "pruning",
 }
 
 

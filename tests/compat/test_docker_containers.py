@@ -83,3 +83,161 @@ def test_commit(docker: Docker) -> None:
     assert docker("history", "--format", "{{.Comment}}", "made:2").splitlines()[0] == "why"
     docker("rm", "-f", name)
     docker("rmi", "made:2")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "text"),
+    [
+        (["nosuch"], 127, "executable file not found"),
+        (["/etc/passwd"], 126, "permission denied"),
+        (["sh", "-c", "exit 3"], 3, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_exit_codes(docker: Docker, command: list[str], code: int, text: str) -> None:
+    """docker run, exit status 126 and 127; nothing is left with --rm. The same of exec."""
+    done = docker.run("run", "--rm", "box:1", *command)
+    assert (done.returncode, text in done.stderr) == (code, True)
+    assert docker("ps", "-aq") == ""
+    name = sleeper(docker, "codes")
+    done = docker.run("exec", name, *command)
+    assert (done.returncode, text in done.stdout) == (code, True)
+    docker("rm", "-f", name)
+
+
+def test_update(docker: Docker) -> None:
+    """docker container update: limits of a running container at once, and its restart policy."""
+    name = sleeper(docker, "update", "-m", "32m")
+    docker("update", "-m", "64m", "--memory-swap", "128m", "--cpus", "0.5", "--pids-limit", "50",
+           "--restart", "on-failure:3", name)  # fmt: skip
+    found = json.loads(docker("inspect", name))[0]["HostConfig"]
+    assert (found["Memory"], found["NanoCpus"], found["PidsLimit"]) == (64 << 20, 500_000_000, 50)
+    assert found["RestartPolicy"] == {"Name": "on-failure", "MaximumRetryCount": 3}
+    stats = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name)
+    assert stats.endswith("/ 64MiB")
+    assert "memory" in docker.refused("update", "-m", "1m", name).lower()
+    docker("rm", "-f", name)
+
+
+def test_top_and_stats(docker: Docker) -> None:
+    """docker container top: ps options; docker container stats: CPU of a busy container."""
+    name = sleeper(docker, "top", script="(while :; do :; done) &")
+    assert "sleep 1000" in docker("top", name)
+    rows = docker("top", name, "-o", "pid,comm").splitlines()
+    assert rows[0].split() == ["PID", "COMMAND"]
+    assert {row.split()[1] for row in rows[1:]} == {"sh", "sleep"}
+    assert "pid" in docker.refused("top", name, "-o", "comm").lower()
+    assert docker("stats", "--no-stream", "--format", "{{.PIDs}} {{.Name}}", name) == "2 top"
+    docker("rm", "-f", name)
+
+
+def test_lists_are_filtered(docker: Docker) -> None:
+    """docker container ls: every filter, --last, --size; docker inspect --size."""
+    labels = ["--label", "a=1", "--label", "b=2"]
+    assert docker.run("run", "--name", "first", *labels, "box:1", "sh", "-c", "exit 5").returncode
+    second = sleeper(
+        docker, "second", "--label", "a=1", "-v", "/anon", "-v", "named:/named", "--expose", "70",
+        "-p", "8091:80", "--health-cmd", "true", script="dd if=/dev/zero of=/big bs=1k count=10",
+    )  # fmt: skip
+
+    def names(*filters: str) -> list[str]:
+        flags = [word for text in filters for word in ("--filter", text)]
+        return sorted(docker("ps", "-a", *flags, "--format", "{{.Names}}").splitlines())
+
+    both, none = ["first", "second"], list[str]()
+    assert names("label=a") == names("label=a=1") == names("ancestor=box:1") == both
+    assert names("label=a", "label=b") == names("exited=5") == names("status=exited") == ["first"]
+    assert names("before=second") == ["first"]
+    assert names("since=first") == names("volume=named") == names("volume=/anon") == [second]
+    assert names("publish=8091") == names("publish=8000-8100/tcp") == names("expose=70") == [second]
+    assert names("publish=80") == names("network=none") == names("is-task=true") == none
+    assert (
+        names("name=^sec") == names("name=ond$") == names("network=bridge", "name=sec") == [second]
+    )
+    assert names("health=healthy", "health=starting") == [second]
+    assert names("status=created", "status=running") == [second]
+    assert docker("ps", "-n", "1", "--format", "{{.Names}}") == "second"
+    assert "10.2kB" in docker("ps", "-s", "--format", "{{.Size}}")
+    assert docker("inspect", "-s", "-f", "{{.SizeRw}}", second) == "10240"
+    for wrong in ("status=gone", "exited=x", "publish=x", "nosuch=1"):
+        assert "invalid filter" in docker.refused("ps", "--filter", wrong).lower()
+    docker("rm", "-f", "-v", "first", "second")
+
+
+def test_prune_and_disk_usage(docker: Docker) -> None:
+    """docker system prune and df, docker container, volume and image prune with filters."""
+    docker("run", "--name", "old", "--label", "keep", "-v", "/anon", "box:1", "touch", "/f")
+    docker("run", "--name", "older", "box:1", "true")
+    name = sleeper(docker, "alive", "-v", "inuse:/v", script="echo x >/v/f")
+    docker("commit", "old", "loose:1")
+    docker("commit", "older", "loose:1")  # the first has no name any more
+    usage = docker("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}}").splitlines()
+    assert usage[:2] == ["Images 3 1", "Containers 3 1"]
+    assert "alive" in docker("system", "df", "-v")
+    kept = docker("container", "prune", "-f", "--filter", "label!=keep", "--filter", "until=0s")
+    assert "Deleted Containers" in kept
+    assert sorted(docker("ps", "-a", "--format", "{{.Names}}").splitlines()) == ["alive", "old"]
+    assert "Total reclaimed space: 0B" in docker("container", "prune", "-f", "--filter", "until=1h")
+    assert "deleted: sha256:" in docker("image", "prune", "-f")
+    assert sorted(docker("images", "--format", "{{.Repository}}").splitlines()) == ["box", "loose"]
+    docker("volume", "create", "spare")
+    docker("rm", "old")
+    assert "Deleted Volumes" in docker("volume", "prune", "-f")
+    pruned = docker("system", "prune", "-a", "-f", "--volumes")
+    assert "loose:1" in pruned
+    assert docker("images", "--format", "{{.Repository}}") == "box"
+    assert "inuse" in docker("volume", "ls", "-q").splitlines()
+    docker("rm", "-f", "-v", name)
+
+
+def test_the_machine_s_name_on_its_own_network(docker: Docker) -> None:
+    """docker run --network host: the container has the host's name."""
+    assert docker("run", "--rm", "--network", "host", "box:1", "hostname") == docker.machine.name
+
+
+def test_logs(docker: Docker) -> None:
+    """docker container logs: both streams in order, --tail, --since, --until, -t, --details."""
+    script = "echo 1; usleep 50000; echo 2 >&2; usleep 50000; echo 3; printf 4"
+    docker("run", "--name", "logs", "box:1", "sh", "-c", script)
+    both = docker.run("logs", "logs")
+    assert (both.stdout, both.stderr) == ("1\n3\n4", "2\n")
+    assert docker.run("logs", "-n", "2", "logs").stdout == "3\n4"
+    stamped = docker("logs", "-t", "logs").splitlines()
+    first, third = (stamped[line].split()[0] for line in (0, 1))
+    assert docker.run("logs", "--since", third, "logs").stdout == "3\n4"
+    assert docker.run("logs", "--until", first, "logs").stdout == "1\n"
+    assert docker.run("logs", "--details", "logs").stdout.startswith(" 1\n")
+    assert docker.run("logs", "-f", "logs").stdout == "1\n3\n4"
+    docker("rm", "logs")
+
+
+def test_restart_wait_and_signals(docker: Docker) -> None:
+    """docker container restart, wait, kill -s, pause, rename."""
+    script = "trap 'exit 7' USR1; touch /ready; while :; do usleep 10000; done"
+    docker("run", "-d", "--name", "life", "--stop-signal", "USR1", "box:1", "sh", "-c", script)
+    until = "until [ -e /ready ]; do usleep 5000; done; rm /ready"
+    docker("exec", "life", "sh", "-c", until)
+    docker("restart", "life")
+    docker("exec", "life", "sh", "-c", until)
+    waiting = docker.start("wait", "life")
+    docker("pause", "life")
+    assert "paused" in docker.refused("exec", "life", "true")
+    docker("unpause", "life")
+    docker("rename", "life", "live")
+    docker("kill", "-s", "USR1", "live")
+    assert waiting.communicate(timeout=20)[0].strip() == "7"
+    assert "is not running" in docker.refused("kill", "live")
+    docker("rm", "live")
+
+
+def test_events(docker: Docker) -> None:
+    """docker system events: --since, --until, --filter of container, event and label."""
+    docker("run", "--rm", "--name", "told", "--label", "x=1", "box:1", "true")
+    span = ["events", "--since=1m", "--until=-1s"]  # whole seconds, so up to the next one
+    found = docker(*span, "--filter", "label=x=1", "--format", "{{.Action}}")
+    assert found.split() == ["create", "attach", "start", "die", "destroy"]
+    one = docker(
+        *span, "--filter", "container=told", "--filter", "event=die",
+        "--format", "{{.Actor.Attributes.exitCode}}",
+    )  # fmt: skip
+    assert one == "0"

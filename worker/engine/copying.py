@@ -15,6 +15,7 @@ from worker.engine.layerdiff import Change
 from worker.engine.packing import PathStat
 from worker.engine.seams import Images
 from worker.engine.transfer import apart, consumed, produced
+from worker.volumes.measure import folder_size
 
 _AT_ONCE = 16  # transfers; more wait
 _END_S = 5.0  # for the news of an end to come
@@ -155,7 +156,7 @@ class Files:
     async def size(self, ref: str) -> int:
         """Bytes of the files that it wrote."""
         upper = self._disk.folder(self._find(ref).id) / "upper"
-        return await asyncio.to_thread(layerdiff.size, upper)
+        return await asyncio.to_thread(folder_size, upper)
 
     def _layers(self, container: Container) -> tuple[Path, tuple[Path, ...], frozenset[str]]:
         upper = self._disk.folder(container.id) / "upper"

@@ -7,6 +7,8 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
+
 from common.clock import Clock
 from common.config import DaemonConfig
 from common.errors import Conflict, NotFound, NotImplementedHere, Unavailable
@@ -30,12 +32,14 @@ from worker.engine.runtimes import Runtimes
 from worker.engine.seams import Images, Networks
 from worker.engine.streams import Attachment as Attached
 from worker.engine.streams import Nothing, Pipes
+from worker.engine.updating import ContainerUpdate, updated
 from worker.network.model import Attachment, HostPort
 from worker.runtime import capabilities, cgroups
 from worker.runtime.client import KeeperClient, KeeperError
 from worker.volumes.store import Volumes
 
 Ids_ = list[str]
+Sample = dict[str, Any]
 
 
 class Engine:
@@ -53,7 +57,6 @@ class Engine:
         self._clock = clock
         self._closing = False
         self._containers: dict[str, Container] = {}
-        self._samples: dict[str, dict[str, Any]] = {}
         self._background = Background()
         self._disk = Disk(config.state_dir / "containers")
         self._memory = MemoryFiles(config.run_dir / "files")
@@ -75,6 +78,7 @@ class Engine:
         available = capabilities.own()
         if not self._lifecycle.device_filter:
             available &= ~capabilities.mask(["CAP_MKNOD"])
+        self._available = available
         self._creation = Creation(
             available, self._disk, images, networks, self.volumes, self._names, ids, clock,
             self.find, self.runtimes,
@@ -203,9 +207,11 @@ class Engine:
         """Raises Conflict if it does not run, Invalid for an unknown signal."""
         await self._lifecycle.kill(self.find(ref), signal)
 
-    async def restart(self, ref: str, timeout_s: float | None = None) -> None:
+    async def restart(
+        self, ref: str, timeout_s: float | None = None, signal: str | None = None
+    ) -> None:
         container = self.find(ref)
-        await self._lifecycle.stop(container, timeout_s, None)
+        await self._lifecycle.stop(container, timeout_s, signal)
         await self._lifecycle.start(container)
         self._lifecycle.publish(container, "restart")
 
@@ -214,6 +220,23 @@ class Engine:
 
     async def unpause(self, ref: str) -> None:
         await self._lifecycle.unpause(self.find(ref))
+
+    async def update(self, ref: str, changes: ContainerUpdate) -> None:
+        """New limits, at once if it runs, and restart policy. Raises Invalid."""
+        container = self.find(ref)
+        await self._background.finish(self._update(container, changes), f"update {container.name}")
+
+    async def _update(self, container: Container, changes: ContainerUpdate) -> None:
+        async with container.lock:
+            if container.removed:
+                raise NotFound(f"No such container: {container.id}")
+            host = updated(container.host_config, changes, self._available)
+            if container.live:
+                await self._lifecycle.limit(container, host)
+            record = msgspec.structs.replace(container.record, host_config=host)
+            await asyncio.to_thread(self._disk.save_record, record)
+            container.record = record
+        self._lifecycle.publish(container, "update")
 
     @contextlib.asynccontextmanager
     async def frozen(self, ref: str) -> AsyncIterator[None]:
@@ -280,7 +303,6 @@ class Engine:
             await asyncio.to_thread(self._disk.remove, container.id)
             del self._containers[container.id]
             self._names.free(container.name, container.id)
-            self._samples.pop(container.id, None)
             container.removed = True
         if volumes:
             for point in container.record.mounts:
@@ -421,19 +443,20 @@ class Engine:
 
     # --- figures
 
-    async def top(self, ref: str) -> dict[str, Any]:
+    async def top(self, ref: str, ps_arguments: str = "") -> dict[str, Any]:
+        """Its processes: as `ps -ef` shows them, or as ps with other arguments."""
         container = self.find(ref)
         if not container.live:
             raise Conflict(f"container {container.name} is not running")
         cgroup = self._lifecycle.cgroup(container)
+        if ps_arguments.strip() not in ("", "-ef"):
+            return await asyncio.to_thread(usage.ps, self._hierarchy, cgroup, ps_arguments)
         return await asyncio.to_thread(usage.top, self._hierarchy, cgroup, self._clock.now())
 
-    async def stats(self, ref: str) -> dict[str, Any]:
-        """A sample, with the one before it as Docker gives it."""
+    async def stats(self, ref: str, before: Sample | None = None) -> Sample:
+        """A sample, with the one `before` it as Docker gives it."""
         container = self.find(ref)
         sample = await asyncio.to_thread(self._sample, container)
-        before = self._samples.get(container.id)
-        self._samples[container.id] = sample
         empty = {"cpu_usage": {"total_usage": 0}, "throttling_data": {}}
         return sample | {
             "preread": before["read"] if before else "0001-01-01T00:00:00Z",

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
+from common.errors import Conflict, Invalid, NotFound
 from common.ids import Ids
 from common.model.base import Model
 from worker.engine import oci, request
@@ -35,6 +35,10 @@ class ExecConfig(Model, frozen=True, kw_only=True):
     working_dir: str = ""
     console_size: tuple[int, int] | None = None
     detach: bool = False
+
+
+class ExecFailed(Invalid):
+    """It could not be started; the exec has ended, with exit code 126, 127 or 128."""
 
 
 class Exec:
@@ -66,8 +70,6 @@ class Execs:
             raise Conflict(f"container {container.id} is not running")
         if not config.cmd:
             raise Invalid("No exec command specified")
-        if config.detach_keys not in ("", "ctrl-p,ctrl-q"):
-            raise NotImplementedHere(f"DetachKeys = {config.detach_keys!r} is not supported")
         self._drop_old()
         entry = Exec(self._ids.hex(64), container, config)
         self._execs[entry.id] = entry
@@ -101,7 +103,7 @@ class Execs:
                 entry.pipes = await self._start_pipes(entry, detach)
         except KeeperError as error:
             self._failed(entry, error.code)
-            raise Invalid(f"exec failed: {error}") from error
+            raise ExecFailed(f"exec failed: {error}") from error
         except BaseException:
             self._failed(entry, 128)
             raise

@@ -202,15 +202,3 @@ def _add_member(
         return
     with open(reopen(fd, os.O_RDONLY | os.O_NOATIME), "rb", buffering=0) as file:
         tar.addfile(member, Exactly(file, member.size))
-
-
-def size(upper: Path) -> int:
-    """Bytes of the files that a container wrote."""
-    total, seen = 0, set[tuple[int, int]]()
-    for _, _, files, folder in os.fwalk(upper, follow_symlinks=False):
-        for name in files:
-            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if stat.S_ISREG(info.st_mode) and (info.st_dev, info.st_ino) not in seen:
-                seen.add((info.st_dev, info.st_ino))
-                total += info.st_size
-    return total

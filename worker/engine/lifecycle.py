@@ -14,6 +14,7 @@ import msgspec
 from common.clock import Clock
 from common.config import DaemonConfig
 from common.errors import Conflict, Invalid, NotFound, ShoalError, Unavailable
+from common.model.container import HostConfig
 from worker.engine import devices, files, gate, modes, oci, request, restart, signals
 from worker.engine.background import Background
 from worker.engine.container import Container
@@ -129,6 +130,8 @@ class Lifecycle:
             current.status = "exited"
         await self.save(container)
         container.changed()
+        if container.host_config.auto_remove and container.state in ("created", "exited"):
+            self._background.start(self.on_gone(container), f"remove {container.name}")
         if isinstance(error, KeeperError):
             text = f"failed to start container {container.name}: {error}"
             raise (Invalid if error.code in (126, 127) else ShoalError)(text) from error
@@ -443,6 +446,18 @@ class Lifecycle:
             **(extra or {}),
         }
         self._events.publish("container", action, container.id, attributes)
+
+    async def limit(self, container: Container, host: HostConfig) -> None:
+        """Give a running container the limits of `host`. Raises Invalid if the kernel refuses."""
+        cgroup, old = self.cgroup(container), oci.resources(container.host_config)
+        try:
+            await asyncio.to_thread(self._hierarchy.update, cgroup, oci.resources(host))
+        except FileNotFoundError:
+            return  # it has just ended
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._hierarchy.update, cgroup, old)
+            raise Invalid(f"Cannot update container {container.id}: {error}") from error
 
     async def close_strays(self, live: set[str]) -> None:
         """Close sandboxes whose container does not run."""

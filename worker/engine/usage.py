@@ -3,12 +3,16 @@
 import datetime as dt
 import os
 import pwd
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
+from common.errors import Invalid, NotImplementedHere
 from worker.engine.inspect import time
 from worker.runtime.cgroups import Hierarchy, Usage
 
+_PS_S = 10.0
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -97,6 +101,43 @@ def top(hierarchy: Hierarchy, cgroup: str, now: dt.datetime) -> dict[str, Any]:
     rows = [row for pid in hierarchy.pids(cgroup) if (row := _process(pid, now)) is not None]
     titles = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
     return {"Titles": titles, "Processes": rows}
+
+
+def ps(hierarchy: Hierarchy, cgroup: str, arguments: str) -> dict[str, Any]:
+    """The machine's own ps with `arguments`, of the container's processes only. Raises Invalid."""
+    try:
+        words = shlex.split(arguments)
+    except ValueError as error:
+        raise Invalid(f"ps_args = {arguments[:80]!r}: {error}") from error
+    own = {str(pid) for pid in hierarchy.pids(cgroup)}
+    try:
+        done = subprocess.run(
+            ["ps", *words],
+            capture_output=True,
+            timeout=_PS_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        raise NotImplementedHere("the machine has no ps; leave the arguments out") from None
+    except subprocess.TimeoutExpired:
+        raise Invalid(f"ps {arguments[:80]} does not end") from None
+    if done.returncode != 0:
+        text = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise Invalid(f"ps {arguments[:80]}: {text or 'it failed'}")
+    return table(done.stdout.decode(errors="replace"), own)
+
+
+def table(text: str, own: set[str]) -> dict[str, Any]:
+    """What ps printed as Docker's rows, those of the processes `own`. Raises Invalid. Pure."""
+    lines = text.splitlines()
+    titles = lines[0].split() if lines else []
+    if "PID" not in titles:
+        raise Invalid("Couldn't find PID field in ps output: ask for the pid column too")
+    place, last = titles.index("PID"), len(titles) - 1
+    rows = [line.split(None, last) for line in lines[1:]]
+    found = [row for row in rows if len(row) > place and row[place] in own]
+    return {"Titles": titles, "Processes": found}
 
 
 def _process(pid: int, now: dt.datetime) -> list[str] | None:

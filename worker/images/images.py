@@ -78,6 +78,10 @@ class Images:
         sizes = [self._store.layer_size(layer.diff_id) for layer in record.layers]
         return history(self._details[record.id].raw, sizes)
 
+    def layer_sizes(self) -> dict[str, int]:
+        """Bytes of the files of each layer that is here, by diff id."""
+        return {diff_id: self._store.layer_size(diff_id) for diff_id in self._store.index.layers}
+
     def lower_dirs(self, image_id: str) -> tuple[Path, ...]:
         """The unpacked layers, topmost first, as overlayfs counts. Raises NotFound."""
         record = names.find(self._store.index, image_id).record

@@ -18,12 +18,14 @@ import msgspec
 from common.clock import Clock
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
+from worker.volumes.measure import folder_size
 
 _NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}$")
 _META = "volume.json"
 ANONYMOUS = "com.docker.volume.anonymous"
 
 Filters = dict[str, list[str]]
+Names = list[str]
 Publish = Callable[[str, str, str, dict[str, str]], None]
 
 
@@ -100,6 +102,14 @@ class Volumes:
     def path(self, name: str) -> Path:
         """Where its content lies."""
         return self._root / self._find(name).name / "_data"
+
+    async def size(self, name: str) -> int:
+        """Bytes of its files. Raises NotFound."""
+        return await asyncio.to_thread(folder_size, self.path(name))
+
+    def users(self, name: str) -> Names:
+        """Ids of the containers that have it."""
+        return self._in_use(name)
 
     def _json(self, volume: Volume) -> dict[str, Any]:
         return {
