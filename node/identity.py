@@ -94,7 +94,9 @@ class IdentityFiles:
         write_atomically(self.folder / "root.pem", credentials.root)
         key = self._sealed(credentials.key) if sealed else credentials.key
         write_atomically(self.folder / "node.pem", credentials.certificate + key)
-        if not sealed:
+        if sealed:
+            self.keyring.sealed("node.pem")
+        else:
             self.keyring.forget("node.pem")
 
     @property

@@ -123,7 +123,7 @@ class FileDisk:
         self._folder = folder
         self.keyring = keyring or Keyring(folder / "keyring")
         self._segments = Segments(folder, member_id, segment_bytes, self.keyring)
-        self._snapshots = SnapshotFolder(folder)
+        self._snapshots = SnapshotFolder(folder, self.keyring)
         self._lock = -1
         self._closing = False
         # Threads of our own: a sync must not queue behind the daemon's other blocking work, nor a

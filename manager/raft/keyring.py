@@ -208,13 +208,21 @@ class Keyring:
             return key
 
     def for_file(self, path: Path, key_id: str) -> DataKey:
-        """The key of a file that exists. Raises KeyMissing."""
-        with self._lock:
-            for key in self._keys:
-                if key.id == key_id:
-                    self._users[path.name] = key_id
-                    return key
+        """The key with which the file at `path` is sealed. Raises KeyMissing."""
+        for key in self._keys:
+            if key.id == key_id:
+                return key
         raise KeyMissing(path, key_id, self.path)
+
+    def found(self, name: str, key_id: str) -> None:
+        """At the start there is a file `name`, whose key must stay; "" for none."""
+        with self._lock:
+            self._users[name] = key_id
+
+    def renamed(self, before: str, after: str) -> None:
+        """The file has another name now; what had that name is gone."""
+        with self._lock:
+            self._users[after] = self._users.pop(before)
 
     def forget(self, name: str) -> None:
         """The file is gone for good."""
@@ -230,7 +238,7 @@ class Keyring:
     def drop_unused(self) -> int:
         """Drop the older keys with which no file is sealed any more; how many.
 
-        Only once every file that exists was asked for or made through this keyring.
+        Only once every file that exists was made through this keyring, or `found`.
         """
         with self._lock:
             used = set(self._users.values())
@@ -258,12 +266,15 @@ class Keyring:
             return self.is_locked and not was_locked
 
     def seal(self, name: str, plain: bytes) -> bytes:
-        """`plain` for the small file `name`, which then needs the current key."""
-        with self._lock:
-            key = self.for_new_file(name)
+        """`plain` for a new version of the small file `name`. Tell `sealed` once that is there."""
+        key = self.for_new_file(name + ".new")
         salt = new_salt()
         sealed = Sealer.of(key, salt, f"shoal file {name}").seal(plain, b"")
         return msgspec.msgpack.encode(_Blob(key.id, salt, sealed))
+
+    def sealed(self, name: str) -> None:
+        """The file holds what `seal` gave; the key of its version before may go."""
+        self.renamed(name + ".new", name)
 
     def open(self, path: Path, sealed: bytes) -> bytes:
         """What was sealed for the file at `path`. Raises KeyMissing, SealBroken."""
@@ -275,9 +286,11 @@ class Keyring:
             ) from error
         sealer = Sealer.of(self.for_file(path, blob.key_id), blob.salt, f"shoal file {path.name}")
         try:
-            return sealer.open(blob.sealed, b"")
+            plain = sealer.open(blob.sealed, b"")
         except NotOpened as error:
             raise SealBroken(path, 0, blob.key_id) from error
+        self.found(path.name, blob.key_id)
+        return plain
 
     def _replace(self, keys: tuple[DataKey, ...], guard: KeyGuard, version: int) -> None:
         """First on disk, then here: a key is never used that could be lost."""

@@ -204,6 +204,7 @@ class Segments:
     def _sealer_of(self, path: Path, header: Header) -> Sealer | None:
         if header.version == PLAIN_VERSION:
             return None
+        self._keyring.found(path.name, header.key_id)
         return header.sealer(self._keyring.for_file(path, header.key_id))
 
     def _feed(self, replay: Replay, segment: _Segment, found: Scan, sealer: Sealer | None) -> None:

@@ -3,15 +3,18 @@
     magic
     length and CRC-32 of the description · the description (MessagePack)
     frames: length and CRC-32 of what is stored · what is stored
-    size and CRC-32 of the state · CRC-32 of these two
+    size and CRC-32 of the state · a seal · CRC-32 of all that
 
 Every frame holds `frame_bytes` of the state, but the last, which holds the rest; so the place of
 a frame follows from its number. The CRCs of frames and end also cover the description, and a
 frame's its number: nothing can be exchanged for a part of another file, or be missing at the end.
 
-What is stored of a frame is up to a `Seal`: here, and only here, can it be encrypted.
+What is stored of a frame is sealed (sealing.py) with a key of the file's own, in which the frame
+opens under its number only. The seal at the end holds nothing, and covers description, size and
+CRC: so a file that was altered, or the keyring of another, is known before any frame is read.
 
-Version 1 had the state's bytes behind the description, in one piece. It is still read.
+Version 2 with an empty key id is not sealed, and has no seal at the end. Version 1 had the state's
+bytes behind the description, in one piece. Both are still read.
 """
 
 import os
@@ -19,13 +22,14 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from manager.raft import files
-from manager.raft.errors import LogDamaged
+from manager.raft.errors import LogDamaged, SealBroken
+from manager.raft.keyring import Keyring
 from manager.raft.message import Configuration, SnapshotMeta
+from manager.raft.sealing import OVERHEAD, DataKey, NotOpened, Sealer, new_salt
 
 FRAME_BYTES = 256 << 10
 _MAGIC = b"SHOALSNAPSHOT 2\n"
@@ -34,34 +38,10 @@ _HEAD = struct.Struct(">II")
 _END = struct.Struct(">QI")
 _CRC = struct.Struct(">I")
 _NUMBER = struct.Struct(">QI")
+_FRAME_CONTEXT = struct.Struct(">cQ")
+_END_CONTEXT = b"E"
 _DESCRIPTION_MAX = 1 << 20
 _SYNC_BYTES = 8 << 20  # written between syncs, so that the log's own never wait for much
-
-
-class Seal(Protocol):
-    """How the bytes of a frame are stored."""
-
-    overhead: int  # bytes that are stored beyond the frame's own
-
-    def seal(self, number: int, payload: bytes) -> bytes:
-        """What to store of frame `number` of the file."""
-        ...
-
-    def open(self, number: int, stored: bytes) -> bytes:
-        """The payload. Raises ValueError if it is not what was sealed."""
-        ...
-
-
-class Plain:
-    """Stored as they are."""
-
-    overhead = 0
-
-    def seal(self, number: int, payload: bytes) -> bytes:
-        return payload
-
-    def open(self, number: int, stored: bytes) -> bytes:
-        return stored
 
 
 class _Description(msgspec.Struct, frozen=True, array_like=True):
@@ -69,25 +49,39 @@ class _Description(msgspec.Struct, frozen=True, array_like=True):
     term: int
     configuration: Configuration
     frame_bytes: int
+    key_id: str = ""  # of the data key; "": not sealed
+    salt: bytes = b""
+
+    def sealer(self, key: DataKey) -> Sealer:
+        return Sealer.of(key, self.salt, f"shoal snapshot {self.index} {self.term}")
 
 
 class SnapshotWriter:
     """A snapshot's file in the making, under a temporary name until `finish`."""
 
     def __init__(
-        self, temporary: Path, meta: SnapshotMeta, seal: Seal, *, frame_bytes: int = FRAME_BYTES
+        self,
+        temporary: Path,
+        meta: SnapshotMeta,
+        keyring: Keyring,
+        *,
+        frame_bytes: int = FRAME_BYTES,
     ) -> None:
         """Of `meta`, size and CRC need not be known yet."""
         self.size = 0
         self.crc = 0
         self._meta = meta
         self._path = temporary
-        self._seal = seal
+        self._keyring = keyring
         self._frame_bytes = frame_bytes
         self._frame = bytearray()
         self._number = 0
-        described = _Description(meta.index, meta.term, meta.configuration, frame_bytes)
-        description = msgspec.msgpack.encode(described)
+        key = keyring.for_new_file(temporary.name)
+        described = _Description(
+            meta.index, meta.term, meta.configuration, frame_bytes, key.id, new_salt()
+        )
+        self._sealer = described.sealer(key)
+        self._description = description = msgspec.msgpack.encode(described)
         self._seed = zlib.crc32(description)
         flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
         self._handle = os.open(temporary, flags, 0o600)
@@ -108,20 +102,23 @@ class SnapshotWriter:
         if self._frame:
             self._put_frame(bytes(self._frame))
         end = _END.pack(self.size, self.crc)
+        end += self._sealer.seal(b"", _END_CONTEXT + end + self._description)
         self._put(end + _CRC.pack(zlib.crc32(end, self._seed)))
         os.fsync(self._handle)
         self._close()
         self._path.rename(path)
         files.sync_folder(path.parent)
+        self._keyring.renamed(self._path.name, path.name)
         return msgspec.structs.replace(self._meta, size=self.size, crc=self.crc)
 
     def abandon(self) -> None:
         """Leave nothing behind."""
         self._close()
         self._path.unlink(missing_ok=True)
+        self._keyring.forget(self._path.name)
 
     def _put_frame(self, payload: bytes) -> None:
-        stored = self._seal.seal(self._number, payload)
+        stored = self._sealer.seal(payload, _frame_context(self._number))
         crc = _frame_crc(self._seed, self._number, stored)
         self._put(_HEAD.pack(len(stored), crc) + stored)
         self._number += 1
@@ -140,12 +137,17 @@ class SnapshotWriter:
 
 
 class SnapshotReader:
-    """A finished file. A context: it is closed at the end."""
+    """A finished file. A context: it is closed at the end. `key_id` is "" if it is not sealed."""
 
-    def __init__(self, path: Path, seal: Seal) -> None:
-        """Checks all but the frames. Raises LogDamaged, or FileNotFoundError."""
+    def __init__(self, path: Path, keyring: Keyring) -> None:
+        """Checks all but the frames.
+
+        Raises LogDamaged, KeyMissing, SealBroken or FileNotFoundError.
+        """
         self._path = path
-        self._seal = seal
+        self._keyring = keyring
+        self.key_id = ""
+        self._sealer: Sealer | None = None
         self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._length = os.fstat(self._handle).st_size
@@ -208,12 +210,17 @@ class SnapshotReader:
 
     def _read_version_2(self, description: bytes) -> None:
         described = msgspec.msgpack.decode(description, type=_Description)
-        place = self._length - _END.size - _CRC.size
-        stored = self._read_at(place, _END.size + _CRC.size) if place >= self._begin else b""
-        end = stored[: _END.size]
-        if not end or stored[_END.size :] != _CRC.pack(zlib.crc32(end, self._seed)):
+        if described.key_id:
+            self.key_id = described.key_id
+            self._sealer = described.sealer(self._keyring.for_file(self._path, described.key_id))
+        length = _END.size + self._overhead
+        place = self._length - length - _CRC.size
+        stored = self._read_at(place, length + _CRC.size) if place >= self._begin else b""
+        end, seal = stored[: _END.size], stored[_END.size : length]
+        if not end or stored[length:] != _CRC.pack(zlib.crc32(end + seal, self._seed)):
             what = "the end of the snapshot is missing, or not what was written"
             raise LogDamaged(self._path, max(place, 0), what)
+        self._unseal(seal, _END_CONTEXT + end + description, place)
         size, crc = _END.unpack(end)
         self.meta = SnapshotMeta(
             described.index, described.term, described.configuration, size, crc
@@ -221,7 +228,7 @@ class SnapshotReader:
         self._frame_bytes = described.frame_bytes
         count = -(-size // self._frame_bytes)
         self._check_length(
-            self._begin + size + count * self._extra + _END.size + _CRC.size,
+            self._begin + size + count * self._extra + length + _CRC.size,
         )
 
     def _check_length(self, expected: int) -> None:
@@ -232,7 +239,18 @@ class SnapshotReader:
     @property
     def _extra(self) -> int:
         """Bytes of the file for each frame, beyond the state's own."""
-        return _HEAD.size + self._seal.overhead
+        return _HEAD.size + self._overhead
+
+    @property
+    def _overhead(self) -> int:
+        """Bytes by which sealing makes a piece longer."""
+        return OVERHEAD if self._sealer else 0
+
+    def _unseal(self, stored: bytes, context: bytes, place: int) -> bytes:
+        try:
+            return self._sealer.open(stored, context) if self._sealer else stored
+        except NotOpened as error:
+            raise SealBroken(self._path, place, self.key_id) from error
 
     def _frame(self, number: int) -> bytes:
         place = self._begin + number * (self._frame_bytes + self._extra)
@@ -240,15 +258,16 @@ class SnapshotReader:
         data = self._read_at(place, length + self._extra)
         stored = data[_HEAD.size :]
         head = _HEAD.pack(len(stored), _frame_crc(self._seed, number, stored))
-        if data[: _HEAD.size] != head or len(stored) != length + self._seal.overhead:
+        if data[: _HEAD.size] != head or len(stored) != length + self._overhead:
             raise LogDamaged(self._path, place, f"frame {number} is not what was written")
-        try:
-            return self._seal.open(number, stored)
-        except ValueError as error:
-            raise LogDamaged(self._path, place, f"frame {number}: {error}") from error
+        return self._unseal(stored, _frame_context(number), place)
 
     def _read_at(self, offset: int, length: int) -> bytes:
         return os.pread(self._handle, length, offset)
+
+
+def _frame_context(number: int) -> bytes:
+    return _FRAME_CONTEXT.pack(b"F", number)
 
 
 def _frame_crc(seed: int, number: int, stored: bytes) -> int:

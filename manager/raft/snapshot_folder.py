@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from manager.raft.errors import LogDamaged
+from manager.raft.errors import KeyMissing, LogDamaged, SealBroken
+from manager.raft.keyring import Keyring
 from manager.raft.message import SnapshotMeta
-from manager.raft.snapshot_file import Plain, Seal, SnapshotReader, SnapshotWriter
+from manager.raft.snapshot_file import SnapshotReader, SnapshotWriter
 
 _KEPT = 2  # the one before the newest may still be asked for
 
@@ -17,17 +18,27 @@ _KEPT = 2  # the one before the newest may still be asked for
 class SnapshotFolder:
     """Files named after index and term; `*.tmp` while they are not complete."""
 
-    def __init__(self, folder: Path, seal: Seal | None = None) -> None:
+    def __init__(self, folder: Path, keyring: Keyring) -> None:
         self._folder = folder
-        self._seal = seal or Plain()
+        self._keyring = keyring
         self._receiving: SnapshotWriter | None = None
 
     def newest(self) -> SnapshotMeta | None:
-        """The newest snapshot; of its state only the length is checked. Raises LogDamaged."""
+        """The newest snapshot; of its state only the length is checked.
+
+        Raises LogDamaged, KeyMissing or SealBroken. What is wrong with older ones does not matter.
+        """
         paths = self._paths()
         if not paths:
             return None
-        with SnapshotReader(paths[-1], self._seal) as reader:
+        for path in paths[:-1]:
+            with (
+                contextlib.suppress(LogDamaged, KeyMissing, SealBroken),
+                SnapshotReader(path, self._keyring) as reader,
+            ):
+                self._keyring.found(path.name, reader.key_id)
+        with SnapshotReader(paths[-1], self._keyring) as reader:
+            self._keyring.found(paths[-1].name, reader.key_id)
             if self._path(reader.meta) != paths[-1]:
                 raise LogDamaged(paths[-1], 0, f"it is that of entry {reader.meta.index}")
             return reader.meta
@@ -37,7 +48,7 @@ class SnapshotFolder:
     ) -> SnapshotMeta:
         """Keep a snapshot of `pieces`; it with size and CRC. Calls `breathe` between them."""
         path = self._path(meta)
-        writer = SnapshotWriter(path.with_name(path.name + ".tmp"), meta, self._seal)
+        writer = SnapshotWriter(path.with_name(path.name + ".tmp"), meta, self._keyring)
         try:
             for piece in pieces:
                 writer.add(piece)
@@ -54,6 +65,7 @@ class SnapshotFolder:
         for path in self._paths()[:-_KEPT]:
             if path not in kept:
                 path.unlink(missing_ok=True)
+                self._keyring.forget(path.name)
 
     def read(self, meta: SnapshotMeta, offset: int, length: int) -> bytes | None:
         """Part of the state's bytes; None if the snapshot is gone. Raises LogDamaged."""
@@ -82,7 +94,7 @@ class SnapshotFolder:
         if offset == 0:
             self.discard_received()
             temporary = self._folder / "snapshot-received.tmp"
-            self._receiving = SnapshotWriter(temporary, meta, self._seal)
+            self._receiving = SnapshotWriter(temporary, meta, self._keyring)
         assert self._receiving
         assert self._receiving.size == offset, "the core takes chunks in order"
         self._receiving.add(data)
@@ -101,7 +113,7 @@ class SnapshotFolder:
         assert done == meta, "the core has checked size and CRC"
 
     def _open(self, meta: SnapshotMeta) -> SnapshotReader:
-        return SnapshotReader(self._path(meta), self._seal)
+        return SnapshotReader(self._path(meta), self._keyring)
 
     def _path(self, meta: SnapshotMeta) -> Path:
         return self._folder / f"snapshot-{meta.index:016x}-{meta.term:016x}"

@@ -13,6 +13,7 @@ import pytest
 from common.errors import Conflict
 from manager.raft.disk import Disk, FileDisk, Stored
 from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
+from manager.raft.keyring import Keyring
 from manager.raft.message import Entry, EntryKind, HardState
 from manager.raft.wal import SECTOR, scan
 from tests.support.raft_disk import FakeDisk, Kept, Platter
@@ -341,7 +342,8 @@ async def test_a_crash_between_snapshot_and_log_is_survived(tmp_path: Path, inde
     after = entries(index + 1, index + 2, term=3)
     async with opened(tmp_path) as (disk, _):
         await disk.write(HardState(1, "m1", 0), entries(1, 9))
-    async with opened(tmp_path / "other") as (other, _):
+    keyring = Keyring(tmp_path / "keyring")
+    async with opened(tmp_path / "other", keyring=keyring) as (other, _):
         await save(other, received)
     [path] = snapshots(tmp_path / "other")
     path.rename(tmp_path / path.name)

@@ -5,8 +5,11 @@ Behaviours 189 and 190.
 
 import random
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from manager.raft.errors import KeyMissing, LogDamaged, SealBroken
@@ -14,6 +17,7 @@ from manager.raft.keyring import Keyring
 from manager.raft.message import Entry, EntryKind, HardState
 from manager.raft.sealing import NotOpened, Sealer, new_key, new_salt
 from manager.raft.segments import Segments
+from manager.raft.snapshot_file import SnapshotReader, SnapshotWriter
 from manager.raft.wal import (
     PLAIN_VERSION,
     SECTOR,
@@ -266,3 +270,116 @@ def test_a_segment_by_itself_says_which_key_it_needs(tmp_path: Path) -> None:
     with pytest.raises(KeyMissing):
         again.load(Replay())
     again.close()
+
+
+# Snapshots
+
+
+STATE = random.Random(4).randbytes(700)
+FRAME = 256
+
+
+def write_snapshot(folder: Path, keyring: Keyring, index: int = 5) -> Path:
+    """Three frames."""
+    meta = snapshot(index).meta
+    path = folder / f"snapshot-{index:016x}-{1:016x}"
+    writer = SnapshotWriter(folder / "snapshot.tmp", meta, keyring, frame_bytes=FRAME)
+    writer.add(STATE)
+    writer.finish(path)
+    return path
+
+
+def read_snapshot(path: Path, keyring: Keyring) -> bytes:
+    with SnapshotReader(path, keyring) as reader:
+        return b"".join(reader.pieces())
+
+
+def test_a_snapshot_is_sealed_frame_by_frame_and_read_from_any_place(tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path / "keyring")
+    path = write_snapshot(tmp_path, keyring)
+    content = path.read_bytes()
+    assert not [at for at in range(0, 690, 10) if STATE[at : at + 10] in content]
+    assert read_snapshot(path, keyring) == STATE
+    with SnapshotReader(path, keyring) as reader:
+        for offset, length in ((0, 700), (250, 20), (512, 188), (699, 5), (700, 1)):
+            assert reader.read(offset, length) == STATE[offset : offset + length]
+
+
+def test_every_changed_byte_and_every_truncation_of_a_snapshot_is_named(tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path / "keyring")
+    path = write_snapshot(tmp_path, keyring)
+    content = path.read_bytes()
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 0x20
+        for damaged in (bytes(changed), content[:position]):
+            path.write_bytes(damaged)
+            with pytest.raises(LogDamaged, match=path.name):
+                read_snapshot(path, keyring)
+
+
+def test_a_snapshot_of_another_keyring_is_no_damage(tmp_path: Path) -> None:
+    path = write_snapshot(tmp_path, Keyring(tmp_path / "keyring"))
+    other = Keyring(tmp_path / "other")
+    other.rotate()
+    with pytest.raises(KeyMissing, match=r"snapshot-0+5-0+1 is sealed with data key"):
+        read_snapshot(path, other)
+
+
+def test_frames_cannot_be_moved_left_out_or_taken_from_another_snapshot(tmp_path: Path) -> None:
+    """With all CRCs right."""
+    keyring = Keyring(tmp_path / "keyring")
+    path = write_snapshot(tmp_path, keyring)
+    other = write_snapshot(tmp_path, keyring, 6).read_bytes()
+    content = path.read_bytes()
+    size, seed = struct.unpack_from(">II", content, 16)
+    begin, step = 24 + size, 8 + FRAME + 28
+    frames = [content[begin + 8 + at : begin + step + at] for at in (0, step)]
+    [other_size] = struct.unpack_from(">I", other, 16)
+    foreign = other[24 + other_size + 8 : 24 + other_size + step]
+
+    def with_frame(number: int, stored: bytes) -> bytes:
+        crc = zlib.crc32(stored, zlib.crc32(struct.pack(">QI", number, seed)))
+        at = begin + number * step
+        return content[:at] + struct.pack(">II", len(stored), crc) + stored + content[at + step :]
+
+    assert with_frame(1, frames[1]) == content
+    end = struct.pack(">QI", FRAME, zlib.crc32(STATE[:FRAME])) + content[-32:-4]
+    shorter = content[: begin + step] + end + struct.pack(">I", zlib.crc32(end, seed))
+    for forged in (with_frame(1, frames[0]), with_frame(0, foreign), shorter):
+        path.write_bytes(forged)
+        with pytest.raises(SealBroken, match="at byte"):
+            read_snapshot(path, keyring)
+
+
+def test_snapshots_of_before_sealing_are_read(tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path / "keyring")
+    meta = snapshot(5, data=STATE).meta
+    path = tmp_path / "snapshot"
+    one = msgspec.msgpack.encode(meta)
+    head = b"SHOALSNAPSHOT 1\n" + struct.pack(">II", len(one), zlib.crc32(one))
+    path.write_bytes(head + one + STATE)
+    assert read_snapshot(path, keyring) == STATE
+    two = msgspec.msgpack.encode((meta.index, meta.term, meta.configuration, 1024))
+    seed = zlib.crc32(two)
+    frame = zlib.crc32(STATE, zlib.crc32(struct.pack(">QI", 0, seed)))
+    end = struct.pack(">QI", len(STATE), zlib.crc32(STATE))
+    path.write_bytes(
+        b"SHOALSNAPSHOT 2\n" + struct.pack(">II", len(two), seed) + two
+        + struct.pack(">II", len(STATE), frame) + STATE
+        + end + struct.pack(">I", zlib.crc32(end, seed))
+    )  # fmt: skip
+    assert read_snapshot(path, keyring) == STATE
+
+
+async def test_a_snapshot_written_again_over_itself_keeps_its_key(tmp_path: Path) -> None:
+    """The same entry, sealed with a newer key: the older must not take the newer with it."""
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3))
+        await save(disk, snapshot(3))
+        await disk.rotate_key()
+        await save(disk, snapshot(3))
+        await disk.rotate_key()
+        await disk.write(None, entries(4, 4))
+        await save(disk, snapshot(3))
+    assert (await reopened(tmp_path)).snapshot == snapshot(3).meta
