@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,7 @@ from common.errors import Conflict, NotLeader, ProposalUncertain, Unavailable
 from manager.raft.config import RaftConfig
 from manager.raft.core import Raft
 from manager.raft.disk import Disk, Stored
+from manager.raft.errors import DiskFailed
 from manager.raft.log import Log
 from manager.raft.machine import StateMachine
 from manager.raft.membership import Change, UpdateAddress
@@ -260,10 +262,10 @@ class Driver:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._tick())
-                group.create_task(self._write())
-                group.create_task(self._snapshots.send())
-                group.create_task(self._snapshots.save())
-                group.create_task(self._snapshots.restore())
+                group.create_task(self._on_disk(self._write()))
+                group.create_task(self._on_disk(self._snapshots.send()))
+                group.create_task(self._on_disk(self._snapshots.save()))
+                group.create_task(self._on_disk(self._snapshots.restore()))
                 group.create_task(self._work())
         except BaseExceptionGroup as errors:
             # The first cause to the caller, rather than a group of one.
@@ -303,6 +305,21 @@ class Driver:
                 self._snapshots.installed()
             self._send(write.messages)
             self._wake.set()
+
+    async def _on_disk(self, task: Coroutine[Any, Any, None]) -> None:
+        """Run `task`; if the disk fails, let another lead before this member ends.
+
+        To hand over takes no disk. Of what could not be written nothing was promised.
+        """
+        try:
+            await task
+        except DiskFailed as error:
+            led = self._raft.role is Role.LEADER
+            _LOG.error("the disk has failed", extra={"reason": str(error), "led": led})
+            if led:
+                with contextlib.suppress(Conflict, Unavailable):
+                    await self.transfer()
+            raise
 
     async def _receive(self, write: Write) -> None:
         if write.discard:

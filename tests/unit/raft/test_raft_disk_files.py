@@ -33,6 +33,7 @@ from tests.support.raft_files import (
 
 TINY = 4096  # bytes of a segment, where every byte of a log is tried
 
+
 # One suite for the real disk and the fake one of the simulation
 
 Reopen = Callable[[], Disk]
@@ -201,11 +202,7 @@ async def small_log(folder: Path, *, plain: bool = False) -> Stored:
 
 
 @pytest.fixture(params=["sealed", "plain"])
-async def small(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Stored:
-    monkeypatch.setattr("os.fsync", lambda handle: None)  # no power fails here
-    monkeypatch.setattr("os.fdatasync", lambda handle: None)
+async def small(request: pytest.FixtureRequest, tmp_path: Path) -> Stored:
     return await small_log(tmp_path, plain=request.param == "plain")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -275,16 +276,23 @@ async def test_logs_stay_short_under_steady_writes() -> None:
             assert log.last_index - log.base_index < 3 * SIM_CONFIG.snapshot_entries
 
 
-async def test_a_leader_without_its_disk_ends_and_another_leads() -> None:
-    """Behaviour 178."""
+async def test_a_leader_without_its_disk_hands_over_and_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Behaviour 178: without waiting for the others to miss it."""
     async with world(3) as w:
         old = w.processes["m1"]
+        await old.driver.propose(b"w")
         old.disk.broken = True
+        began = asyncio.get_running_loop().time()
         with pytest.raises(ProposalUncertain):
             await old.driver.propose(b"x")
         leader = await w.await_leader()
         assert leader is not old
+        assert asyncio.get_running_loop().time() - began < QUIET.election_min_ms / 2000
         await leader.driver.propose(b"y")
+        [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert record.getMessage() == "the disk has failed"
         with pytest.raises(NotLeader, match="starting or stopping"):
             await old.driver.propose(b"z")
 
