@@ -103,6 +103,34 @@ async def test_another_keeper_takes_over(node: EngineNode) -> None:
     assert code == 4
 
 
+async def test_keepers_die_again_and_again_under_load(node: EngineNode) -> None:
+    """Twenty containers write and end while one keeper after the other is killed: every line is
+    there once and in order, every code is known, and nobody is left behind."""
+    engine = node.engine
+    script = "i=0; while [ $i -lt 120 ]; do i=$((i+1)); echo $1 $i; sleep 0.01; done; exit $1"
+    refs = []
+    for number in range(20):
+        ref = await engine.create(
+            ContainerCreate(image="busybox", cmd=("sh", "-c", script, "sh", str(number)))
+        )
+        await engine.start(ref)
+        refs.append(ref)
+    quick = await started(engine, "exit 9")
+    for _ in range(3):
+        keeper = engine.keeper_pid
+        await killed(keeper)
+        async with asyncio.timeout(10):
+            while engine.keeper_pid == keeper or not engine._keeper.connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        codes = [await engine.wait(ref) for ref in refs]
+    assert codes == list(range(20))
+    for number, ref in enumerate(refs):
+        assert await printed(engine, ref) == [b"%d %d\n" % (number, n) for n in range(1, 121)]
+    assert engine.find(quick).exit_code in (9, 255)
+    assert bool(engine.find(quick).error) == (engine.find(quick).exit_code == 255)
+
+
 async def test_ends_unseen_are_reported_as_such(node: EngineNode) -> None:
     engine = node.engine
     ref = await started(engine, "sleep 100")

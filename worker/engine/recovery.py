@@ -100,7 +100,9 @@ class Recovery:
                 _log.error("%s", error)
                 await asyncio.sleep(_RETRY_S)
             else:
-                break
+                # It may be lost while its answers are worked off, with nothing more to ask it.
+                if self._keeper.connected:
+                    break
         for container in self._containers.values():
             if container.host_config.auto_remove and container.state == "exited":
                 work = self._lifecycle.on_gone(container)

@@ -49,6 +49,11 @@ class KeeperClient:
         self._established = False
         self.keeper_pid = 0
 
+    @property
+    def connected(self) -> bool:
+        """Whether a keeper has been heard and was not lost since."""
+        return self._connection is not None and self._established
+
     async def open(self) -> None:
         """Connect, after starting a keeper if none listens. Raises Unavailable."""
         for _ in range(_OPEN_ATTEMPTS - 1):
