@@ -174,14 +174,20 @@ def test_managers_put_out_with_dockers_words(cluster: Cluster) -> None:
 
 
 def docker(machine: Machine, *words: str) -> subprocess.CompletedProcess[str]:
-    """Docker's command line, talking to the daemon of `machine`."""
-    return subprocess.run(
-        ["docker", "--host", machine.host, *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    """Docker's command line, talking to the daemon of `machine`.
+
+    Again if a node was written between its reading and its writing, as after an election.
+    """
+    while True:
+        done = subprocess.run(
+            ["docker", "--host", machine.host, *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if "update out of sequence" not in done.stderr:
+            return done
 
 
 def raft_ids(machine: Machine) -> set[str]:
