@@ -170,7 +170,7 @@ def test_managers_put_out_with_dockers_words(cluster: Cluster) -> None:
         )
     wait_until(lambda: len(raft_ids(other)) == 3, "three manage again", 30)
     assert len(raft_ids(other) & used) == 1, "only who stayed has its id"
-    assert hostnames(other) == {"m1", "m2", "m3"}
+    wait_until(lambda: hostnames(other) == {"m1", "m2", "m3"}, "all are ready", 20)
 
 
 def docker(machine: Machine, *words: str) -> subprocess.CompletedProcess[str]:
