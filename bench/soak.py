@@ -7,6 +7,7 @@ replaced, so that ids come and go. Every so many updates a line says what is hel
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -84,7 +85,9 @@ class Soak:
     def _disk(self, member_id: str) -> FileDisk:
         return FileDisk(self._folder / member_id, member_id, segment_bytes=self._segment_bytes)
 
-    async def run(self, updates: int, step: int) -> AsyncIterator[list[Held]]:
+    async def run(
+        self, updates: int, step: int, writers: int = WRITERS
+    ) -> AsyncIterator[list[Held]]:
         """What each holds, the leader first, after each `step` of `updates`."""
         disk = self._disk("m0")
         await bootstrap(disk, self._members[0])
@@ -93,7 +96,7 @@ class Soak:
             running = [group.create_task(driver.run()) for driver in self._drivers.values()]
             store = await self._lead()
             for done in range(0, updates, step):
-                await self._update(store, done, done + step)
+                await self._update(store, done, done + step, writers)
                 await self._caught_up(store.version)
                 gc.collect()
                 yield [self._held(member.id, done + step) for member in self._members]
@@ -111,7 +114,7 @@ class Soak:
         store.lead(Lead(leader, leader.status.term))
         return store
 
-    async def _update(self, store: Store, first: int, last: int) -> None:
+    async def _update(self, store: Store, first: int, last: int, writers: int) -> None:
         numbers = iter(range(first, last))
 
         async def write() -> None:
@@ -119,7 +122,7 @@ class Soak:
                 await store.update(_change(number))
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(WRITERS):
+            for _ in range(writers):
                 group.create_task(write())
 
     async def _caught_up(self, version: int) -> None:
@@ -128,14 +131,13 @@ class Soak:
 
     def _held(self, member_id: str, updates: int) -> Held:
         log, store = self._drivers[member_id].raft.log, self._stores[member_id]
-        files = [path.stat().st_size for path in (self._folder / member_id).iterdir()]
-        snapshots = (self._folder / member_id).glob("snapshot-*")
+        files = _sizes(self._folder / member_id)
         return Held(
             updates=updates,
             memory_mb=memory_mb(os.getpid())[0],
-            disk_bytes=sum(files),
+            disk_bytes=sum(files.values()),
             disk_files=len(files),
-            snapshot_bytes=max((path.stat().st_size for path in snapshots), default=0),
+            snapshot_bytes=max((files[name] for name in files if "snapshot" in name), default=0),
             log_entries=log.last_index - log.base_index,
             log_bytes=log.bytes,
             ring_commits=store.history[0],
@@ -143,6 +145,15 @@ class Soak:
             objects=store.view().count(Service) + store.view().count(Task),
             tracked=len(gc.get_objects()),
         )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Of the files that are still there when it is their turn."""
+    sizes = {}
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path.name] = path.stat().st_size
+    return sizes
 
 
 def _change(number: int) -> Callable[[Tx], None]:
