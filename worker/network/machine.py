@@ -6,6 +6,7 @@ nothing half-made. `Networks` decides when, and never lets two run at once.
 
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from worker.network.netlink.channel import NETFILTER, ROUTE, Channel
 from worker.network.nshelper import NamespaceHelper
 from worker.network.overlay import Overlay, OverlayRecord
 from worker.network.ports import Ports
-from worker.network.sandbox import Leg, Namespace, Plug, SandboxRecord, network_sysctls
+from worker.network.sandbox import Bare, Leg, Namespace, Plug, SandboxRecord, network_sysctls
 from worker.network.table import Table, Touched
 
 VXLAN_OVERHEAD = 50
@@ -66,6 +67,7 @@ class Machine:
         self._overlays: dict[str, Overlay] = {}
         self._groups: dict[str, Groups] = {}
         self._sandboxes: dict[str, Namespace] = {}
+        self._spare: Bare | None = None  # for the next sandbox
         self._records: dict[str, SandboxRecord] = {}
         self._macs: dict[tuple[str, str], str] = {}
 
@@ -160,6 +162,8 @@ class Machine:
             namespace.close()
         for overlay in self._overlays.values():
             overlay.close()
+        if self._spare is not None:
+            self._spare.close()
         self._ports.close()
         self._home.close()
         self._filter.close()
@@ -429,10 +433,24 @@ class Machine:
             return None
         try:
             sysctls = network_sysctls(record.spec.sysctls)
-            return Namespace.create(self._helper, Path(record.sandbox.netns), sysctls)
+            return Namespace.keep(self._bare(sysctls), Path(record.sandbox.netns))
         except BaseException:
             self._release(record)
             raise
+
+    def _bare(self, sysctls: dict[str, str]) -> Bare:
+        spare = self._spare
+        if spare is None or sysctls:
+            return Bare.make(self._helper, sysctls)
+        self._spare = None
+        return spare
+
+    def stock(self) -> None:
+        """Have a bare namespace ready for the next sandbox: that saves its start most of a
+        millisecond."""
+        if self._spare is None:
+            with suppress(OSError):  # the next sandbox will tell
+                self._spare = Bare.make(self._helper, {})
 
     def complete(self, record: SandboxRecord, namespace: Namespace | None, table: Table) -> None:
         """Connect what `begin` gave, or remove it."""

@@ -262,6 +262,7 @@ class Networks:
             if early is not None:
                 early(record.sandbox)
             await self._helper.run(self._machine.complete, record, namespace, self._table)
+            self._start(self._helper.run(self._machine.stock))
         except (OSError, ShoalError) as error:
             if address is not None:
                 self._ipam.give_back(address)

@@ -102,6 +102,25 @@ def _redirect(protocol: int, port: int) -> Message:
     )
 
 
+class Bare(NamedTuple):
+    """A new namespace with nothing but loopback, of nobody yet."""
+
+    descriptor: int
+    route: Channel
+    filter: Channel
+
+    @classmethod
+    def make(cls, helper: NamespaceHelper, sysctls: dict[str, str]) -> "Bare":
+        """Raises Invalid for `sysctls` that the kernel refuses."""
+        descriptor, channels = helper.create(lambda: _prepare(sysctls))
+        return cls(descriptor, *channels)
+
+    def close(self) -> None:
+        self.route.close()
+        self.filter.close()
+        os.close(self.descriptor)
+
+
 class Namespace:
     """The kernel side of one sandbox. For the helper thread; `udp` and `tcp` are the loop's."""
 
@@ -115,12 +134,11 @@ class Namespace:
         self.tcp: socket.socket | None = None
 
     @classmethod
-    def create(cls, helper: NamespaceHelper, path: Path, sysctls: dict[str, str]) -> "Namespace":
-        """A new namespace, kept under `path`, with loopback and `sysctls`. Raises Invalid."""
-        descriptor, channels = helper.create(lambda: _prepare(sysctls))
-        namespace = cls(path, descriptor, *channels)
+    def keep(cls, bare: Bare, path: Path) -> "Namespace":
+        """Make `bare` a sandbox's own, kept alive under `path`."""
+        namespace = cls(path, *bare)
         try:
-            nshelper.persist(descriptor, path)
+            nshelper.persist(bare.descriptor, path)
         except BaseException:
             namespace.close()
             raise

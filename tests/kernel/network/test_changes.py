@@ -304,6 +304,21 @@ async def test_modes_none_and_host(make_lab: MakeLab) -> None:
     assert node.networks.sandboxes() == {"none": none, "host": host}
 
 
+async def test_no_namespace_is_given_out_twice_whether_made_before_or_not(
+    make_lab: MakeLab,
+) -> None:
+    lab = await make_lab(1)
+    (node,) = lab.nodes
+    wishes = [{}, {}, {"net.ipv4.ip_default_ttl": "61"}, {}]
+    specs = [SandboxSpec(id=f"box{n}", sysctls=wish) for n, wish in enumerate(wishes)]
+    boxes = [await node.networks.open_sandbox(spec) for spec in specs]
+    assert len({os.stat(box.netns).st_ino for box in boxes}) == len(boxes)
+    assert len({box.node_address for box in boxes}) == len(boxes)
+    ttl = ("cat", "/proc/sys/net/ipv4/ip_default_ttl")
+    found = [sh("nsenter", f"--net={box.netns}", *ttl).strip() for box in boxes]
+    assert found == ["64", "64", "61", "64"]
+
+
 async def test_leftovers_of_a_killed_daemon_are_removed(make_lab: MakeLab) -> None:
     """A namespace without record, and records without namespace."""
     lab = await make_lab(1)
