@@ -17,6 +17,7 @@ import msgspec
 
 from common.errors import Conflict, NotLeader, ProposalUncertain, Unavailable
 from manager.raft.config import RaftConfig
+from manager.raft.contacts import Contacts
 from manager.raft.core import Raft
 from manager.raft.disk import Disk, Stored
 from manager.raft.errors import DiskFailed
@@ -43,7 +44,6 @@ from manager.raft.work import Role, Write
 _LOG = logging.getLogger(__name__)
 
 ANNOUNCE_S = 0.002  # a commit waits so long for an append that tells the followers of it, too
-CONTACTS_MAX = 32  # senders we can answer although our configuration does not have them
 
 
 async def bootstrap(disk: Disk, member: Member) -> None:
@@ -97,7 +97,7 @@ class Driver:
         self._reads: dict[int, asyncio.Future[int]] = {}
         self._applying: list[tuple[int, asyncio.Future[int]]] = []  # reads waiting for an index
         self._tokens = 0
-        self._contacts: dict[str, tuple[Member, str]] = {}  # with the address it had in the log
+        self._contacts = Contacts()
         self.address = ""  # where this member is reached, for the others; "": as the log says
         self._changing = asyncio.Lock()
         self._announce = False  # at the next occasion
@@ -161,7 +161,7 @@ class Driver:
             return
         try:
             envelope = decode(data)
-            self._learn_contact(envelope.message.source, envelope.node_id, envelope.address)
+            self._contacts.learn(self._raft.log.configuration, envelope)
             self._raft.step(envelope.message)
             if envelope.message.source == self._raft.leader_id:
                 self._leader_heard = asyncio.get_running_loop().time()
@@ -395,33 +395,12 @@ class Driver:
             self._send_one(message)
 
     def _send_one(self, message: AnyMessage) -> None:
-        target = self._find(message.target)
+        target = self._contacts.find(self._raft.log.configuration, message.target)
         if target is None:
             return
         own = self._raft.log.configuration.find(self.member_id)
         address = self.address or (own.address if own else "")
         self._network.send(target, encode(own.node_id if own else "", address, message))
-
-    def _find(self, member_id: str) -> Member | None:
-        """A member and where it is reached: as it told us since the log last changed that."""
-        member = self._raft.log.configuration.find(member_id)
-        contact, configured = self._contacts.get(member_id, (None, ""))
-        if member is None or contact is None:
-            return member or contact
-        if member.address != configured:
-            return member
-        return msgspec.structs.replace(member, address=contact.address)
-
-    def _learn_contact(self, member_id: str, node_id: str, address: str) -> None:
-        """Remember where a sender is: our configuration may not have it, or where it was before."""
-        if not address or len(address) > 300 or len(member_id) > 100:
-            return
-        self._contacts.pop(member_id, None)
-        known = self._raft.log.configuration.find(member_id)
-        configured = known.address if known else ""
-        self._contacts[member_id] = Member(member_id, node_id, address), configured
-        while len(self._contacts) > CONTACTS_MAX:
-            del self._contacts[next(iter(self._contacts))]
 
     # Waiting
 

@@ -50,6 +50,8 @@ RAFT: list[tuple[Defect, str]] = [
     (defects.read_before_own_entry, "stale read"),
     (defects.vote_for_a_shorter_log, SAFETY),
     (defects.snapshot_lacks_its_last_entry, SAFETY),
+    (defects.snapshot_encoded_late, SAFETY),
+    (defects.applied_while_restoring, "applied to a state that is about to be replaced"),
     (store_defects.heartbeat_commits_what_is_not_there, SAFETY),
     (store_defects.wiped_member_keeps_its_id, SAFETY),
 ]

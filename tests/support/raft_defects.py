@@ -4,7 +4,7 @@ Nothing of the kind can be switched on in the product: a test puts a wrong metho
 the right one, for as long as it runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from manager.raft.message import (
 )
 from manager.raft.snapshots import SnapshotWork
 from tests.support.raft_disk import FakeDisk
+from tests.support.raft_world import Machine
 
 Patch = pytest.MonkeyPatch
 
@@ -189,3 +190,18 @@ def snapshot_lacks_its_last_entry(patch: Patch) -> None:
         return msgspec.structs.replace(meta, index=meta.index + 1, term=term)
 
     patch.setattr(SnapshotWork, "_describe", wrong)
+
+
+def applied_while_restoring(patch: Patch) -> None:
+    """What follows a snapshot is applied before the machine has become its state."""
+    patch.setattr(Raft, "installing", property(lambda self: self._install is not None))
+
+
+def snapshot_encoded_late(patch: Patch) -> None:
+    """The pieces are made of what the machine holds when they are asked for."""
+
+    def wrong(self: Machine) -> Iterator[bytes]:
+        yield b""
+        yield msgspec.msgpack.encode((self.digest, self.values))
+
+    patch.setattr(Machine, "snapshot", wrong)
