@@ -15,7 +15,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -24,6 +24,7 @@ import msgspec
 from common.errors import Conflict, Unavailable
 from manager.raft.errors import DiskFailed, LogDamaged, SnapshotGone
 from manager.raft.keyring import Keyring
+from manager.raft.lane import Lane
 from manager.raft.machine import Restoring
 from manager.raft.message import Entry, HardState, SnapshotMeta
 from manager.raft.segments import Segments
@@ -128,7 +129,7 @@ class FileDisk:
         self._closing = False
         # Threads of our own: a sync must not queue behind the daemon's other blocking work, nor a
         # chunk for a follower behind a snapshot that takes seconds.
-        self._log_thread = ThreadPoolExecutor(1, "raft-log")
+        self._log_thread = Lane("raft-log")
         self._state_thread = ThreadPoolExecutor(1, "raft-state")
         self._chunk_thread = ThreadPoolExecutor(1, "raft-chunks")
 
@@ -216,7 +217,7 @@ class FileDisk:
 
         return breathe
 
-    async def _run(self, thread: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
+    async def _run(self, thread: Executor, function: Callable[[], _T]) -> _T:
         try:
             return await asyncio.get_running_loop().run_in_executor(thread, function)
         except OSError as error:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
@@ -70,7 +70,7 @@ class FaultyFileDisk(FileDisk):
         """What the next run finds."""
         return self.folder.lose_power()
 
-    async def _run(self, thread: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
+    async def _run(self, thread: Executor, function: Callable[[], _T]) -> _T:
         is_log = thread is self._log_thread
         if is_log:
             self._flying.append(function)
