@@ -155,12 +155,16 @@ def _index(keys: Callable[[Any], Keys], objects: Iterable[Object]) -> Generator[
     found: dict[Hashable, dict[str, bool]] = {}
     for count, object in enumerate(objects):
         for key in keys(object):
-            found.setdefault(key, {})[object.id] = True
+            if (ids := found.get(key)) is None:
+                found[key] = {object.id: True}
+            else:
+                ids[object.id] = True
         if not count % STEP:
             yield
     tries = {}
     for count, (key, ids) in enumerate(found.items()):
-        tries[key] = yield from Trie.growing(ids)
+        small = Trie.small(ids)
+        tries[key] = (yield from Trie.growing(ids)) if small is None else small
         if not count % STEP:
             yield
     return (yield from Trie.growing(tries))

@@ -33,12 +33,17 @@ class Trie(msgspec.Struct, Generic[K, V], frozen=True, eq=False, gc=False):
     _count: int = 0
 
     @classmethod
+    def small(cls, items: dict[K, V]) -> "Trie[K, V] | None":
+        """A mapping of `items`, which must not change any more, if it is made at once."""
+        return cls(items, len(items)) if len(items) <= _LEAF_MAX else None
+
+    @classmethod
     def growing(cls, items: dict[K, V]) -> Generator[None, None, "Trie[K, V]"]:
         """A mapping of `items`, which must not change any more: not put by put, but in steps of
         bounded length, so that it can be made beside others without holding them up.
         """
-        if len(items) <= _LEAF_MAX:
-            return cls(items, len(items))
+        if (small := cls.small(items)) is not None:
+            return small
         branch: list[_Node | None] = [None] * _WIDTH
         for count, (key, value) in enumerate(items.items()):
             place = hash(key) & _MASK
