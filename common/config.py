@@ -32,6 +32,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     socket_group: str = "shoal"  # may use the API socket besides root, if the group exists
     hostname: str = ""  # default: the machine's
     labels: dict[str, str] = {}  # engine labels, for placement
+    cgroup_root: Path = Path("/sys/fs/cgroup")  # where cgroup2 is mounted, or version 1's folders
     cgroup_parent: str = "shoal"  # below each hierarchy's mount point
     runtime: str = "shoal"  # for containers that name none: shoal, crun, runc, or of `runtimes`
     runtimes: dict[str, str] = {}  # more OCI runtimes: name = "/path/to/program"

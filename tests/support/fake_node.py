@@ -138,12 +138,15 @@ def new_netns() -> int:
 class EngineNode:
     """An engine on folders of its own; `restart` is what a new daemon would do."""
 
-    def __init__(self, base: Path, seed: int = 1, group: str = "") -> None:
+    def __init__(
+        self, base: Path, seed: int = 1, group: str = "", cgroup_root: str = cgroups.ROOT
+    ) -> None:
         """`group` names the cgroup parent, for several processes on the same folders."""
         self.images, self.networks = FakeImages(), FakeNetworks()
         self.config = DaemonConfig(
             state_dir=base / "state",
             run_dir=base / "run",
+            cgroup_root=Path(cgroup_root),
             cgroup_parent=group or f"shoal-test-{os.getpid()}",
             stop_grace_s=5.0,
         )
@@ -185,9 +188,10 @@ class EngineNode:
             await ready(keeper)
         finally:
             os.close(keeper)
-        left = Path(cgroups.ROOT) / "memory" / self.config.cgroup_parent
-        if left.exists():
-            raise AssertionError(f"{left} remains")
+        for folder in ("", "memory"):
+            left = self.config.cgroup_root / folder / self.config.cgroup_parent
+            if left.exists():
+                raise AssertionError(f"{left} remains")
 
 
 async def abandon(engine: Engine) -> None:
@@ -199,8 +203,8 @@ async def abandon(engine: Engine) -> None:
 
 
 @contextlib.asynccontextmanager
-async def engine_node(base: Path) -> AsyncIterator[EngineNode]:
-    node = EngineNode(base)
+async def engine_node(base: Path, cgroup_root: str = cgroups.ROOT) -> AsyncIterator[EngineNode]:
+    node = EngineNode(base, cgroup_root=cgroup_root)
     await node.engine.open()
     try:
         yield node

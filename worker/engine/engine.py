@@ -60,11 +60,15 @@ class Engine:
         self._background = Background()
         self._disk = Disk(config.state_dir / "containers")
         self._memory = MemoryFiles(config.run_dir / "files")
-        self._hierarchy = cgroups.detect()
+        self._hierarchy = cgroups.detect(str(config.cgroup_root))
         ids = Ids(rng)
         self._names = Names(rng)
         self._keeper = KeeperClient(
-            config.run_dir, self._disk.root, self._on_event, self._on_keeper_lost
+            config.run_dir,
+            self._disk.root,
+            config.cgroup_root,
+            self._on_event,
+            self._on_keeper_lost,
         )
         self.events = EventBus(clock)
         self.volumes = Volumes(

@@ -36,11 +36,13 @@ class KeeperClient:
         self,
         run_dir: Path,
         containers: Path,
+        cgroup_root: Path,
         on_event: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
     ) -> None:
         self._run_dir = run_dir
         self._containers = containers
+        self._cgroup_root = cgroup_root
         self._on_event = on_event
         self._on_lost = on_lost
         self._connection: socket.socket | None = None
@@ -97,6 +99,7 @@ class KeeperClient:
         binary = sc.read_only_copy(os.path.realpath(sys.executable))
         arguments = [sys.executable, "-I", "-S", keeper.__file__]
         arguments += [str(self._run_dir), str(self._containers), str(theirs)]
+        arguments += [str(self._cgroup_root)]
         try:
             with open(self._run_dir / "keeper.log", "ab") as log:
                 process = subprocess.Popen(

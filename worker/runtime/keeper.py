@@ -1,6 +1,6 @@
 """The keeper: parent of all containers of one daemon.
 
-    python -I -S keeper.py RUN_DIR CONTAINERS_DIR READY_FD
+    python -I -S keeper.py RUN_DIR CONTAINERS_DIR READY_FD CGROUP_ROOT
 
 One process, one thread, only the standard library. It starts containers, holds their stdio, writes
 their logs, reaps them and tells the daemon over RUN_DIR/keeper.sock; the daemon may come and go.
@@ -324,7 +324,7 @@ class Keeper:
 
 
 def main() -> int:
-    run_dir, directory, ready = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    run_dir, directory, ready, root = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     if os.fork():  # nobody's child but init's: the daemon may end without leaving a zombie
         os._exit(0)
     os.setsid()
@@ -342,7 +342,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        keeper = Keeper(run_dir, directory, cgroups.detect(), wire.listen(run_dir, SOCKET))
+        keeper = Keeper(run_dir, directory, cgroups.detect(root), wire.listen(run_dir, SOCKET))
     except OSError as error:
         os.write(ready, str(error).encode()[:1000])
         return 1
