@@ -59,7 +59,7 @@ async def run_apart(function: Callable[P, R], *args: P.args, **_: P.kwargs) -> R
     finally:
         if child.returncode is None:
             child.kill()
-            await child.wait()
+            await child.communicate()  # to the end of its pipes, which would outlive the loop else
     if child.returncode != 0:
         last = trouble.decode(errors="replace").strip().rpartition("\n")[2]
         raise Unavailable(f"{function.__qualname__} failed: {last or child.returncode}")

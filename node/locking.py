@@ -5,6 +5,7 @@ was away while the unlock key changed opens with the one of before, and then fol
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -17,51 +18,71 @@ from manager.store.watch import Resync
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
+PATIENCE_S = 5.0
 
 
-async def follow_lock(
-    manager: Manager, keyring: Keyring, renew: Callable[[], Awaitable[None]]
-) -> None:
-    """Lock, unlock or lock anew whenever the cluster says so, until cancelled.
+class LockFollower:
+    """Locks, unlocks or locks anew the keyring of this node's manager."""
 
-    When it is first locked, all keys that were on disk in the clear get successors: the data
-    key, and with `renew` the key of the certificate.
-    """
-    with manager.store.watch() as watcher:
+    def __init__(self) -> None:
+        self._followed = 0  # the version of the cluster object that the keyring is locked as
+        self._news = asyncio.Event()  # replaced with each version
+
+    async def wait(self, version: int) -> None:
+        """Until that version of the cluster object is followed here, or for `PATIENCE_S`.
+
+        So that who has rotated the unlock key may restart this manager at once.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while self._followed < version:
+                    await self._news.wait()
+
+    async def run(
+        self, manager: Manager, keyring: Keyring, renew: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Follow the cluster object of `manager` until cancelled.
+
+        When the keyring is first locked, all keys that were on disk in the clear get successors:
+        the data key, and with `renew` the key of the certificate.
+        """
+        with manager.store.watch() as watcher:
+            while True:
+                await self._follow_surely(manager, keyring, renew)
+                found = False
+                while not found:
+                    try:
+                        events = await watcher.next()
+                    except Resync:
+                        break
+                    found = any(isinstance(event.object, Cluster) for event in events)
+
+    async def _follow_surely(
+        self, manager: Manager, keyring: Keyring, renew: Callable[[], Awaitable[None]]
+    ) -> None:
         while True:
-            await _until_followed(manager, keyring, renew)
-            found = False
-            while not found:
-                try:
-                    events = await watcher.next()
-                except Resync:
-                    break
-                found = any(isinstance(event.object, Cluster) for event in events)
+            try:
+                if await self._follow(manager, keyring):
+                    await manager.rotate_key()
+                    await renew()
+            except (ShoalError, OSError) as error:
+                reason = str(error)
+                log.warning("cannot follow the cluster's autolock yet", extra={"reason": reason})
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
 
-
-async def _until_followed(
-    manager: Manager, keyring: Keyring, renew: Callable[[], Awaitable[None]]
-) -> None:
-    while True:
-        try:
-            if await _follow(manager, keyring):
-                await manager.rotate_key()
-                await renew()
-        except (ShoalError, OSError) as error:
-            log.warning("cannot follow the cluster's autolock yet", extra={"reason": str(error)})
-            await asyncio.sleep(RETRY_S)
-        else:
-            return
-
-
-async def _follow(manager: Manager, keyring: Keyring) -> bool:
-    """Whether it is locked now and was not before."""
-    cluster = next(iter(manager.store.view().find(Cluster)), None)
-    if cluster is None:
-        return False
-    guard = guard_of(cluster.unlock_key)
-    if not keyring.would_change(guard, cluster.version.index):
-        return False
-    locked = await asyncio.to_thread(keyring.set_guard, guard, cluster.version.index)
-    log.info("autolock", extra={"locked": keyring.is_locked})
-    return locked
+    async def _follow(self, manager: Manager, keyring: Keyring) -> bool:
+        """Whether it is locked now and was not before."""
+        cluster = next(iter(manager.store.view().find(Cluster)), None)
+        if cluster is None:
+            return False
+        guard, version = guard_of(cluster.unlock_key), cluster.version.index
+        locked = False
+        if keyring.would_change(guard, version):
+            locked = await asyncio.to_thread(keyring.set_guard, guard, version)
+            log.info("autolock", extra={"locked": keyring.is_locked})
+        self._followed = version
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+        return locked

@@ -39,7 +39,7 @@ from node.address import (
 )
 from node.identity import IdentityFiles, NodeState
 from node.listener import Listener
-from node.locking import follow_lock
+from node.locking import LockFollower
 from node.moving import moved
 from node.trust import Trust
 
@@ -105,6 +105,7 @@ class Member:
             around.rng,
         )
         self.manager: Manager | None = None
+        self.lock = LockFollower()
         self.welcomed = asyncio.Event()
         self._role_wanted = self.trust.role
         self._news = asyncio.Event()  # a manager was made
@@ -240,7 +241,7 @@ class Member:
                 keeping = group.create_task(self._keep_place(manager), name="place")
                 keyring = self._around.files.keyring
                 locking = group.create_task(
-                    follow_lock(manager, keyring, self.trust.renew), name="autolock"
+                    self.lock.run(manager, keyring, self.trust.renew), name="autolock"
                 )
                 await manager.run()
                 await end(keeping, locking)

@@ -235,7 +235,7 @@ class FileDisk:
         self.keyring.load()
         snapshot = self._snapshots.newest()
         replay = Replay()
-        path = self._segments.load(replay)
+        path = self._segments.load(replay, snapshot.index if snapshot else 0)
         if snapshot is None:
             return self._from_log(path, replay)
         return self._after_snapshot(path, replay, snapshot)

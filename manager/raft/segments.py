@@ -67,10 +67,11 @@ class Segments:
         self._writer = Writer()
         self._hard_state = HardState()
 
-    def load(self, replay: Replay) -> Path:
+    def load(self, replay: Replay, covered: int = 0) -> Path:
         """Feed all records to `replay` and open the last segment for writing; its path.
 
-        Cuts off a torn tail. Raises LogDamaged, KeyMissing or SealBroken; then nothing was changed.
+        `covered`: the entry up to which a snapshot holds all. Cuts off a torn tail. Raises
+        LogDamaged, KeyMissing or SealBroken; then nothing was changed.
         """
         self._let_go()
         self._segments.clear()
@@ -78,10 +79,15 @@ class Segments:
         tail = Scan([], [], 0, 0, Tail.CLEAN)
         sealer: Sealer | None = None
         paths = sorted(self._folder.glob("log-*.wal"))
+        rests: list[Path] = []
         for path in paths:
             is_last = path is paths[-1]
             data = files.read_back(path) if is_last else path.read_bytes()
             tail = scan(data)
+            if self._is_beyond_gap(path, covered):
+                replay.restart()
+                rests += self._forget_all()
+                chain = 0
             header = self._check(path, data, tail, chain, is_last=is_last)
             sealer = self._sealer_of(path, header)
             segment = _Segment(header.number, path, 0, header.key_id)
@@ -97,6 +103,8 @@ class Segments:
             # What is left of the torn write must not be mistaken for a later one.
             files.write_at(self._handle, bytes(self._size - tail.end), tail.end)
             os.fdatasync(self._handle)
+        for path in rests:
+            path.unlink()
         return paths[-1]
 
     def append(self, records: Sequence[Record]) -> None:
@@ -171,7 +179,7 @@ class Segments:
 
     def _next_segment(self, size: int) -> None:
         number = self._segments[-1].number + 1 if self._segments else 1
-        path = self._folder / f"log-{number:016d}.wal"
+        path = self._folder / _name(number)
         key = self._keyring.for_new_file(path.name)
         chain = self._writer.chain
         header = Header(VERSION, self._member_id, number, size, chain, key.id, new_salt())
@@ -225,6 +233,24 @@ class Segments:
         elif record.kind is RecordKind.STATE:
             self._hard_state = msgspec.msgpack.decode(record.payload, type=HardState)
 
+    def _is_beyond_gap(self, path: Path, covered: int) -> bool:
+        """Whether `path` does not follow because a power failure came while older were removed.
+
+        Any of them may have come back then. All hold only what the snapshot has.
+        """
+        return bool(
+            self._segments
+            and path.name > _name(self._segments[-1].number + 1)
+            and all(segment.last_index <= covered for segment in self._segments)
+        )
+
+    def _forget_all(self) -> list[Path]:
+        paths = [segment.path for segment in self._segments]
+        self._segments.clear()
+        for path in paths:
+            self._keyring.forget(path.name)
+        return paths
+
     def _check(self, path: Path, data: bytes, found: Scan, chain: int, *, is_last: bool) -> Header:
         """The header of the segment `path` if it may follow the one before."""
         if not found.records:
@@ -238,7 +264,7 @@ class Segments:
             raise LogDamaged(path, 0, f"version {header.version}; this program writes {VERSION}")
         if header.member_id != self._member_id:
             raise LogDamaged(path, 0, f"it belongs to member {header.member_id}")
-        if path.name != f"log-{header.number:016d}.wal":
+        if path.name != _name(header.number):
             raise LogDamaged(path, 0, f"it was written as segment {header.number}")
         if before and (header.number != before.number + 1 or header.previous_chain != chain):
             raise LogDamaged(path, 0, f"it does not follow {before.path.name}")
@@ -247,3 +273,7 @@ class Segments:
         if found.tail is Tail.DAMAGED or (found.tail is Tail.TORN and not is_last):
             raise LogDamaged(path, found.end, "a record is not what was written")
         return header
+
+
+def _name(number: int) -> str:
+    return f"log-{number:016d}.wal"

@@ -271,6 +271,10 @@ class Replay:
         self.entries: list[Entry] = []
         self.floor = (0, 0)  # (index, term) of the last snapshot that replaced the log
 
+    def restart(self) -> None:
+        """What came before does not count."""
+        self.entries.clear()
+
     def add(self, record: Record) -> None:
         """Raises ValueError if `record` cannot come here."""
         match record.kind:

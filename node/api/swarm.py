@@ -70,13 +70,15 @@ class SwarmRoutes:
 
     async def update(self, request: web.Request) -> web.StreamResponse:
         spec = await body.read(request, ClusterSpec)
-        await manager(self._daemon).api.cluster.update(
+        cluster = await manager(self._daemon).api.cluster.update(
             spec,
             body.version(request),
             rotate_worker_token=body.flag(request, "rotateWorkerToken"),
             rotate_manager_token=body.flag(request, "rotateManagerToken"),
             rotate_unlock_key=body.flag(request, "rotateManagerUnlockKey"),
         )
+        if (member := self._daemon.swarm.member) is not None:
+            await member.lock.wait(cluster.version.index)
         return web.Response(status=200)
 
     async def unlock(self, request: web.Request) -> web.StreamResponse:

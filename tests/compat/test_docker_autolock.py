@@ -86,6 +86,7 @@ def test_the_key_is_rotated_and_the_lock_taken_off(pair: list[Docker]) -> None:
     first.machine.stop_daemon()
     first.machine.start_daemon()
     assert state(first) == "active"
+    wait_until(lambda: first.run("node", "ls").returncode == 0, "it leads again", 30)
     assert "SWMKEY-1-" in first("swarm", "update", "--autolock=true")
 
 
