@@ -15,8 +15,9 @@ def text(found: dict[str, Any]) -> str:
     ]
     if found["UncommittedEntries"]:
         changes = _counted(found["UncommittedChanges"]) or "none changes an object"
+        count = found["UncommittedEntries"]
         lines += [
-            f"         also the {found['UncommittedEntries']} entries after that ({changes}):",
+            f"         also the {count} log {_plural('record', count)} after that ({changes});",
             "         the lost managers may have acknowledged them",
         ]
     names = [f"{one.get('Hostname') or one['NodeID']} ({one['Addr']})" for one in _dropped(found)]

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -65,11 +65,19 @@ class Raft(Protocol):
     async def wait_change(self, seen: RaftStatus) -> RaftStatus: ...
 
 
-def plan(nodes: Sequence[Node], members: Sequence[Member], own_id: str) -> list[Step]:
-    """The next steps. At most one changes the membership, since each waits for the one before."""
+def plan(
+    nodes: Sequence[Node],
+    members: Sequence[Member],
+    own_id: str,
+    behind: Collection[str] = (),
+) -> list[Step]:
+    """The next steps. At most one changes the membership, since each waits for the one before.
+
+    `behind`: learners that lately had not caught up; they must not keep the others waiting.
+    """
     by_node = {member.node_id: member for member in members}
     steps: list[Step] = [step for node in nodes for step in _recorded(node, by_node.get(node.id))]
-    change = _membership(nodes, members, own_id)
+    change = _membership(nodes, members, own_id, behind)
     return steps if change is None else [*steps, change]
 
 
@@ -86,7 +94,7 @@ def _recorded(node: Node, member: Member | None) -> list[Step]:
 
 
 def _membership(
-    nodes: Sequence[Node], members: Sequence[Member], own_id: str
+    nodes: Sequence[Node], members: Sequence[Member], own_id: str, behind: Collection[str]
 ) -> Promote | Remove | HandOver | None:
     wanted = {node.id for node in nodes if node.spec.role is Role.MANAGER}
     surplus = [member for member in members if member.node_id not in wanted]
@@ -96,10 +104,9 @@ def _membership(
             return Remove(member.id)
     if surplus:
         return HandOver() if others else None  # the last manager cannot go
-    for member in members:
-        if member.learner:
-            return Promote(member.id)
-    return None
+    learners = [member.id for member in members if member.learner]
+    ready = [member_id for member_id in learners if member_id not in behind] or learners
+    return Promote(ready[0]) if ready else None
 
 
 class RoleManager:
@@ -109,6 +116,7 @@ class RoleManager:
         self._store = store
         self._raft = raft
         self._clock = clock
+        self._behind: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled; raises what the store raises when leadership is lost."""
@@ -143,7 +151,10 @@ class RoleManager:
     async def _round(self) -> float:
         """Take the steps there are to take. Returns how long to wait at most, seconds."""
         await self._forget_removed()
-        steps = plan(self._store.view().find(Node), self._raft.status.members, self._raft.member_id)
+        members = self._raft.status.members
+        if self._behind.issuperset(member.id for member in members if member.learner):
+            self._behind.clear()  # each had its turn
+        steps = plan(self._store.view().find(Node), members, self._raft.member_id, self._behind)
         if writes := [step for step in steps if isinstance(step, SetRole | SetManagerStatus)]:
             await self._store.update(lambda tx: _write(tx, writes))
         for step in steps:
@@ -151,6 +162,8 @@ class RoleManager:
                 await self._change(step)
             except ShoalError as error:
                 log.debug("membership not changed yet", extra={"reason": str(error)})
+                if isinstance(step, Promote):
+                    self._behind.add(step.id)
                 return LEARNER_S if isinstance(step, Promote) else RETRY_S
         return RETRY_S
 

@@ -86,6 +86,13 @@ def test_plan(nodes: list[Node], members: list[Member], expect: list[object]) ->
     assert plan(nodes, members, "ra") == expect
 
 
+def test_a_learner_that_is_behind_does_not_hold_up_the_next() -> None:
+    nodes = [A, node("b", M, M, managing=True), node("c", M, M, managing=True)]
+    members = [member("a"), member("b", learner=True), member("c", learner=True)]
+    assert plan(nodes, members, "ra", {"rb"}) == [Promote("rc")]
+    assert plan(nodes, members, "ra", {"rb", "rc"}) == [Promote("rb")]
+
+
 def test_certificates_that_ended_leave_the_list() -> None:
     """SEC 218."""
     from tests.unit.ca.test_authority import CLUSTER, NOW
