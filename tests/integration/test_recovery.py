@@ -65,6 +65,7 @@ def test_without_quorum_what_is_stored_is_shown_and_writes_fail_at_once(cluster:
     cluster.load(images.web_archive(cluster.folder, 1))
     first.api.post("/services/create", service("web", 1))
     first.api.post("/networks/create", {"Name": "app", "Driver": "overlay"})
+    wait_until(lambda: len(running(first, "web")) == 1, "the task runs", 30)
     for machine in rest:
         machine.kill_daemon()
     shown = shoal(first, "node", "ls", "--format", "json")

@@ -28,7 +28,7 @@ def test_all_that_has_to_be_known_is_said() -> None:
     for words in (
         "1 service, 12 tasks",
         "entry 120 of term 3, of which all up to 117",
-        "3 log records (1 service deleted, 2 tasks written)",
+        "3 log records after that (1 service deleted, 2 tasks written)",
         "m2 (192.0.2.2:2377), n3 (192.0.2.3:2377)",
         "heard 34 s ago",
         "2026-01-02T03:04:05+00:00",
