@@ -241,3 +241,12 @@ def test_events(docker: Docker) -> None:
         "--format", "{{.Actor.Attributes.exitCode}}",
     )  # fmt: skip
     assert one == "0"
+
+
+def test_stdin(docker: Docker) -> None:
+    """docker run -i and docker exec -i: what is piped in arrives whole, and so does its end."""
+    data = b"line\n" * 50_000
+    assert docker("run", "--rm", "-i", "box:1", "wc", "-c", data=data) == str(len(data))
+    name = sleeper(docker, "stdin")
+    assert docker("exec", "-i", name, "wc", "-c", data=data) == str(len(data))
+    docker("rm", "-f", name)

@@ -131,6 +131,21 @@ async def test_execs_end_with_their_container(engine: Engine) -> None:
     assert engine.exec_inspect(exec_id)["Running"] is False
 
 
+@pytest.mark.parametrize("tty", [False, True], ids=["pipe", "terminal"])
+async def test_input_that_comes_before_the_start_is_kept(engine: Engine, tty: bool) -> None:
+    """As `echo early | docker run -i` sends it: all of it and its end, before the start."""
+    script = "read line; echo got $line; cat"
+    ref = await engine.create(body(script, open_stdin=True, stdin_once=True, tty=tty))
+    stream = await engine.attach(ref, stdin=True)
+    await stream.write(b"early\nlater\n" + b"\x04" * tty)
+    await stream.close_stdin()
+    await asyncio.sleep(0.05)  # so that a keeper that takes it at once shows
+    await engine.start(ref)
+    async with asyncio.timeout(10):
+        found = await drained(stream)
+    assert found[1].endswith((b"got early\nlater\n", b"got early\r\nlater\r\n"))
+
+
 async def test_attach_before_start_gets_everything(engine: Engine) -> None:
     ref = await engine.create(body("echo out; echo err >&2; exit 1"))
     stream = await engine.attach(ref)

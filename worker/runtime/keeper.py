@@ -283,6 +283,7 @@ class Keeper:
             for name in left:
                 del self._waiting_viewers[name]
             stdio = self._waiting_viewers.setdefault(identity, self._new_relay(identity))
+            stdio.keep_input()
         stdio.attach(connection, frozenset(request["streams"]), bool(request.get("stdin")))
         return {}
 

@@ -75,6 +75,7 @@ class Relay:
         self._close_input_at_end = False
         self._terminal = -1
         self._held = False
+        self._early = False  # viewers came before the start: what they send stays with them
         self._ending = False  # no more input once the queue is written
         self.lost = 0  # bytes that could not be logged
 
@@ -99,11 +100,21 @@ class Relay:
         os.set_blocking(fd, False)
         self._input, self._close_input_at_end = fd, close_at_end
         self._reactor.watch(fd, 0, self._input_event)
+        self._take_input()
 
     def connect_terminal(self, master: int) -> None:
         self._terminal = master
         self.connect({STDOUT: master})
         self._input = master
+        self._take_input()
+
+    def keep_input(self) -> None:
+        """Take nothing from viewers until there is a stdin to write it to."""
+        self._early = True
+
+    def _take_input(self) -> None:
+        self._early = False
+        self._viewers_interest()
 
     def resize(self, rows: int, columns: int) -> None:
         if self._terminal >= 0:
@@ -114,7 +125,8 @@ class Relay:
         viewer = Viewer(connection, streams, stdin)
         fd = connection.fileno()
         self._viewers[fd] = viewer
-        self._reactor.watch(fd, READ, lambda events: self._viewer_event(viewer, events))
+        interest = self._viewer_interest(viewer)
+        self._reactor.watch(fd, interest, lambda events: self._viewer_event(viewer, events))
 
     @property
     def attached(self) -> int:
@@ -191,7 +203,7 @@ class Relay:
             self._reactor.change(viewer.connection.fileno(), self._viewer_interest(viewer))
 
     def _viewer_interest(self, viewer: Viewer) -> int:
-        return 0 if viewer.stdin and self._input_queue else READ
+        return 0 if viewer.stdin and (self._early or self._input_queue) else READ
 
     def _receive(self, viewer: Viewer) -> None:
         try:
