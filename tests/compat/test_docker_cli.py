@@ -367,7 +367,7 @@ def test_events(docker: Docker) -> None:
         (["run", "--network", "nowhere", "web:1"], "network nowhere not found"),
         (["exec", "nothing", "true"], "nothing"),
         (["swarm", "init"], "already part"),
-        (["secret", "ls"], "not supported"),
+        (["plugin", "ls"], "not supported"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
