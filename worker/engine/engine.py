@@ -490,6 +490,7 @@ class Engine:
         if container is None:
             return
         if event["event"] == "exit":
+            self._recovery.ended(container_id)
             self._lifecycle.ended(container, event)
         elif event["event"] == "exec":
             self._execs.on_end(event["exec"], event["code"])

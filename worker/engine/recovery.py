@@ -40,7 +40,12 @@ class Recovery:
         self._networks = networks
         self._background = background
         self._found: dict[str, dict[str, Any]] = {}
+        self._ended: set[str] = set()  # told since the list was asked for
         self._recovering = False
+
+    def ended(self, container_id: str) -> None:
+        """The keeper tells of an end: what its list says of that container is older."""
+        self._ended.add(container_id)
 
     def found(self, event: dict[str, Any]) -> None:
         """One container of the keeper's list."""
@@ -110,7 +115,7 @@ class Recovery:
             self._lifecycle.plan_restart(container)
 
     async def _sync(self) -> None:
-        self._found = {}
+        self._found, self._ended = {}, set()
         await self._keeper.request("list")
         found = self._found
         sandboxes = self._networks.sandboxes()
@@ -118,6 +123,8 @@ class Recovery:
             await self._drop(container_id, found[container_id])
         for container in list(self._containers.values()):
             async with container.lock:
+                if container.id in self._ended:
+                    continue  # who heard of it writes it down; it must not come to life again
                 container.sandbox = sandboxes.get(container.id)
                 await self._agree(container, found.get(container.id))
 
