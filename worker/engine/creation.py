@@ -14,7 +14,7 @@ from common.clock import Clock
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
 from common.model.container import ContainerCreate, HostConfig
-from worker.engine import modes, points, request
+from worker.engine import modes, points, propagation, request
 from worker.engine.container import Container, FilePoint, MountPoint, Record, State
 from worker.engine.disk import Disk
 from worker.engine.runtimes import Runtimes
@@ -184,6 +184,7 @@ class Creation:
         point = wish.point
         if point.type == "bind":
             await asyncio.to_thread(_check_source, point, wish.make_source)
+            await asyncio.to_thread(propagation.check, point.source, point.propagation)
         if point.type != "volume":
             return point
         known = {volume["Name"] for volume in self._volumes.list()}

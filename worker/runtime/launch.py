@@ -13,11 +13,13 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import termios
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from worker.runtime import capabilities, mounts, users
+from worker.runtime import init as pid_one
 from worker.runtime import syscalls as sc
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.steps import Capabilities, Plan, Process
@@ -165,6 +167,8 @@ class Launcher:
 
     def _child(self, report: int, body: "Any") -> NoReturn:
         try:
+            # Once the root has changed, a module would be loaded from the image.
+            sys.meta_path.clear()
             body()
         except _NotExecutable as error:
             _tell(report, error.code, str(error))
@@ -211,8 +215,8 @@ class Launcher:
         self._finish(process, account, directory, stage.filter, plan.init, gate)
 
     def _mount(self, plan: Plan, gate: "Gate | None") -> int:
-        sc.make_private("/")
         sources = mounts.open_sources(plan)
+        sc.make_private("/")
         tree = mounts.prepare_root(plan)
         root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mounts.mount_all(plan, root, sources, self._cgroups(plan))
@@ -291,7 +295,7 @@ class Launcher:
                 sc.load_seccomp(filter_)
         path = find_executable(process.args[0], environment.get("PATH", ""))
         if init:
-            _become_init(process)
+            pid_one.become(process.tty)
         sc.close_on_exec_from(3 if gate is None else 3 + gate.preserved)
         _exec(path, process.args, environment)
 
@@ -472,37 +476,3 @@ def _own_stdio(account: users.Account) -> None:
         if info.st_uid != account.uid:
             with contextlib.suppress(OSError):  # a socket, or a pipe of another namespace
                 os.fchown(fd, account.uid, -1)
-
-
-def _become_init(process: Process) -> None:
-    """Returns in a child that is to execute; this process stays as process 1.
-
-    It hands signals on, reaps whatever loses its parent, and ends as the child ends. It is no
-    dumpable process, so that the container can neither read its memory nor open its binary.
-    """
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)
-    if os.getpid() != 1:  # in a pid namespace of others
-        sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    child = os.fork()
-    if child == 0:
-        os.setpgid(0, 0)
-        if process.tty:
-            with contextlib.suppress(OSError):
-                os.tcsetpgrp(0, os.getpid())
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        return
-    sc.set_name("shoal-init")
-    os.closerange(0, 1 << 20)
-    waited = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-    while True:
-        number = signal.sigwait(waited)
-        if number != signal.SIGCHLD:
-            with contextlib.suppress(OSError):
-                os.kill(child, number)
-            continue
-        with contextlib.suppress(ChildProcessError):
-            while (reaped := os.waitpid(-1, os.WNOHANG)) != (0, 0):
-                if reaped[0] == child:
-                    status = os.waitstatus_to_exitcode(reaped[1])
-                    os._exit(status if status >= 0 else 128 - status)

@@ -104,7 +104,8 @@ def prepare_root(plan: Plan) -> int:
 def open_sources(plan: Plan) -> dict[int, int]:
     """Detached copies of all bind sources, by index in the plan.
 
-    Opened before anything of the image is visible, so no race can exchange one.
+    Opened before anything of the image is visible, so no race can exchange one, and before the
+    mounts around are made private, so that a slave or a shared one keeps its ties to the machine.
     """
     sources = {}
     for index, mount in enumerate(plan.mounts):
@@ -116,8 +117,7 @@ def open_sources(plan: Plan) -> dict[int, int]:
             except FileNotFoundError:
                 message = f"bind source path does not exist: {mount.source}"
                 raise FileNotFoundError(errno.ENOENT, message) from None
-            if mount.propagation:
-                sc.mount_propagation(fd, *mount.propagation)
+            sc.mount_propagation(fd, *(mount.propagation or (sc.MS_PRIVATE, True)))
             sources[index] = fd
     return sources
 

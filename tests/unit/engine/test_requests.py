@@ -20,7 +20,7 @@ from common.model.container import (
 from common.model.image import ImageConfig
 from common.model.mounts import BindOptions, DriverConfig, Mount, VolumeOptions
 from common.model.task import HealthConfig
-from worker.engine import devices, files, modes, oci, points, request, signals
+from worker.engine import devices, files, modes, oci, points, propagation, request, signals
 from worker.network.model import HostPort
 
 ALL = (1 << 41) - 1
@@ -313,3 +313,15 @@ def test_signals(text: str, number: int) -> None:
 def test_wrong_signals(text: str) -> None:
     with pytest.raises(Invalid, match="Invalid signal"):
         signals.number(text)
+
+
+def test_mounts_that_spread() -> None:
+    table = (
+        "1 0 8:1 / / rw - ext4 /dev/a rw\n"
+        "2 1 0:5 / /mnt/with\\040space rw shared:3 master:1 - tmpfs none rw\n"
+        "3 1 0:6 / /mnt rw shared:9 - tmpfs none rw\n"
+        "4 1 0:7 / /mnt rw - tmpfs none rw\n"
+    )
+    assert propagation.tags_of("/mnt/with space/x", table) == {"shared", "master"}
+    assert propagation.tags_of("/mnt/with spaces", table) == set()  # the later mount covers
+    assert propagation.tags_of("/mntx", table) == set()
