@@ -63,3 +63,7 @@ lab-down: setup ## remove the cluster of `make lab`
 .PHONY: bench
 bench: packages setup ## measure the main job
 	@$(BIN)/python -m bench.main_job
+
+.PHONY: bench-consensus
+bench-consensus: setup ## measure log and store, beside etcd where it is installed
+	@$(BIN)/python -m bench.consensus $(if $(shell command -v etcd),--peer etcd)

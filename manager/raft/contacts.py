@@ -33,6 +33,6 @@ class Contacts:
         contact, configured = self._contacts.get(member_id, (None, ""))
         if member is None or contact is None:
             return member or contact
-        if member.address != configured:
+        if contact.address == member.address or member.address != configured:
             return member
         return msgspec.structs.replace(member, address=contact.address)
