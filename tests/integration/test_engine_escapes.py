@@ -94,7 +94,6 @@ async def test_an_exec_shows_nothing_before_it_is_itself(node: EngineNode) -> No
         "keeper",
         "socket:",
         "eventpoll",
-        str(node.config.state_dir),
         "LC_ALL",
     ):
         assert secret not in seen
