@@ -273,11 +273,20 @@ class Manager:
                 roles = RoleManager(self.store, self.raft, self._clock)
                 group.create_task(roles.run(), name="roles")
                 group.create_task(parts.dispatcher.run(), name="dispatcher")
+                group.create_task(self._until_refused(), name="writes")
                 await leader.lead(self.store, parts.loops, self._clock)
         finally:
             self._term = None
             self._tell()
             await self.store.close()
+
+    async def _until_refused(self) -> None:
+        """End this attempt when a write was refused, also if no loop happens to write.
+
+        As during a hand-over: if that fails, this manager leads on, in the same term.
+        """
+        await self.store.wait_refused()
+        raise NotLeader("a write was refused; leading begins anew")
 
     async def serve_agent(self, node_id: str, stream: Stream) -> None:
         """Serve the agent of `node_id` while this manager leads, or tell it who does."""

@@ -85,7 +85,14 @@ class Pipeline:
         self._flying: deque[_Batch] = deque()  # proposed, oldest first
         self._tasks = tasks
         self._flush_soon = False
-        self.stopped = False
+        self._ended = asyncio.Event()
+
+    @property
+    def stopped(self) -> bool:
+        return self._ended.is_set()
+
+    async def wait_stopped(self) -> None:
+        await self._ended.wait()
 
     @staticmethod
     def not_leader() -> NotLeader:
@@ -204,7 +211,7 @@ class Pipeline:
         self._stop(self.not_leader())
 
     def _stop(self, error: ShoalError) -> None:
-        self.stopped = True
+        self._ended.set()
         for batch in self._waiting:
             batch.fail(error)
         self._waiting.clear()

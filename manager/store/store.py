@@ -100,6 +100,11 @@ class Store:
             self._pipeline.stop()
         self._pipeline = None
 
+    async def wait_refused(self) -> None:
+        """Until the writes that `lead` has begun are refused, so that only `lead` helps."""
+        if self._pipeline is not None:
+            await self._pipeline.wait_stopped()
+
     async def close(self) -> None:
         """Stop writing; what is under way ends with ProposalUncertain."""
         self.follow()

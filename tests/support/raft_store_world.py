@@ -224,21 +224,14 @@ async def _lead_until_lost(process: Process, term: int) -> None:
 
 
 async def _lead(process: Process, term: int) -> None:
-    """Lead again when writes were refused, as a loop of the manager that fails makes it do."""
+    """Lead, and begin anew when writes are refused while the cluster still follows."""
     store = store_of(process)
     while True:
         with contextlib.suppress(Unavailable):
             await process.driver.read_barrier()
             store.lead(Lead(process.driver, term))
             try:
-                await _heartbeat(store)
+                await store.wait_refused()
             finally:
                 await store.close()
         await asyncio.sleep(RETRY_S)
-
-
-async def _heartbeat(store: Store) -> None:
-    """A loop of the manager: what it may not write ends it."""
-    while True:
-        await asyncio.sleep(RETRY_S)
-        await store.update(lambda tx: None)
