@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.raft_runs import run_in_new_loop
+from tests.support.raft_runs import Profile, run_in_new_loop
 
 GROUPS = 10
 SEEDS = int(os.environ.get("SEEDS", "200"))
 ONLY = os.environ.get("SEED")
+STORE_SEEDS = (3, 4, next(seed for seed in range(99) if Profile.of(seed).files))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,8 +41,9 @@ def test_a_seed_replays_exactly_under_another_hash_seed() -> None:
 
 def _digest_in_new_process(hash_seed: str) -> str:
     code = (
-        "from tests.support.raft_runs import run_in_new_loop\n"
-        "for seed in (3, 4): print(run_in_new_loop(seed).checker.digest)"
+        "from tests.support.raft_runs import run_in_new_loop, run_store_in_new_loop\n"
+        "for seed in (3, 4): print(run_in_new_loop(seed).checker.digest)\n"
+        f"for seed in {STORE_SEEDS}: print(run_store_in_new_loop(seed).stores.checker.digest)"
     )
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     done = subprocess.run(

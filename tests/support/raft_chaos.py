@@ -7,12 +7,15 @@ from collections.abc import Coroutine
 from typing import Any
 
 from common.errors import Conflict, Unavailable
+from manager.raft.errors import DiskFailed
 from tests.support.raft_changes import Changes
+from tests.support.raft_file_disk import FaultyFileDisk
 from tests.support.raft_world import Process, World
 
 CHAOS_S = 8.0
 CLIENTS = 3
-RECOVERY_S = 20.0
+LEADER_S = 6.0  # after healing, a leader has written by then; five time-outs of an election
+RECOVERY_S = 10.0  # and everything works, everywhere
 
 
 class Chaos:
@@ -50,7 +53,7 @@ class Chaos:
             self._crash, self._blink, self._ambush, self._crash_leader, self._crash_all,
             self._restart, self._restart, self._restart, self._partition, self._one_way,
             self._heal, self._heal, self._noise, self._slow_disk, self._break_disk,
-            self._transfer, self._strand_leader,
+            self._transfer, self._strand_leader, self._rotate_key,
         ]  # fmt: skip
         if self._pauses:
             faults += [self._pause, self._pause_leader, self._resume, self._clock_jump]
@@ -152,6 +155,14 @@ class Chaos:
             self.world.checker.note(f"the disk of {process.member.id} is full")
             process.disk.broken = True
 
+    def _rotate_key(self) -> None:
+        """The log goes on under another key."""
+        process = self._some()
+        if process and isinstance(process.disk, FaultyFileDisk):
+            self.world.checker.note(f"{process.member.id} rotates its key")
+            rotating = self.world.group.create_task(_quietly(process.disk.rotate_key()))
+            process.around.append(rotating)
+
     def _transfer(self) -> None:
         if leader := self.world.leader():
             with contextlib.suppress(Conflict, Unavailable):
@@ -242,7 +253,8 @@ class Chaos:
         try:
             async with asyncio.timeout(RECOVERY_S):
                 await self._changes.finish()
-                leader, index = await self._final_write()
+                async with asyncio.timeout(LEADER_S):
+                    leader, index = await self._final_write()
                 ids = [m.id for m in leader.driver.status.members]
                 await world.await_applied(ids, index)
                 await self._final_reads()
@@ -267,3 +279,8 @@ class Chaos:
                     return leader, await leader.driver.propose(b"final")
             except (Unavailable, TimeoutError):
                 await asyncio.sleep(0.05)
+
+
+async def _quietly(rotating: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(DiskFailed):
+        await rotating
