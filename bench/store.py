@@ -35,6 +35,9 @@ class Loopback:
         self._store.apply(index, data)
         return index
 
+    async def confirm(self) -> None:
+        """It leads for ever."""
+
 
 def put(tx: Tx, number: int, payload: str) -> None:
     name = f"service-{number}"

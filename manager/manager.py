@@ -67,6 +67,9 @@ class Lead:
     async def propose(self, data: bytes) -> int:
         return await self._driver.propose(data, term=self._term)
 
+    async def confirm(self) -> None:
+        await self._driver.read_barrier(term=self._term)
+
 
 async def make_log(folder: Path, member: Member, keyring: Keyring) -> None:
     """Make in `folder` the log of a new cluster with `member` alone. Raises Conflict."""

@@ -176,8 +176,7 @@ class Driver:
         or Unavailable if it was surely not written, ProposalUncertain if it may have been.
         """
         self._check_running()
-        if term is not None and (self._raft.term != term or self._raft.leadership is None):
-            raise NotLeader(f"this manager no longer leads in term {term}", self._leader_address())
+        self._check_term(term)
         return await self._committed(self._raft.propose(data))
 
     async def change_members(self, change: Change) -> None:
@@ -197,12 +196,14 @@ class Driver:
         """Tell the cluster that this member, which must lead, is reached at `address`."""
         await self.change_members(UpdateAddress(self.member_id, address))
 
-    async def read_barrier(self) -> int:
+    async def read_barrier(self, *, term: int | None = None) -> int:
         """An index such that the state now applied here holds every write acknowledged before.
 
-        Asks a majority whether this member still leads. Raises NotLeader.
+        Asks a majority whether this member still leads, and with `term`, in that term. Raises
+        NotLeader.
         """
         self._check_running()
+        self._check_term(term)
         self._tokens += 1
         token = self._tokens
         self._raft.read_index(token)
@@ -274,6 +275,10 @@ class Driver:
     def _check_running(self) -> None:
         if not self._running:
             raise NotLeader("this manager is starting or stopping; try another or try again")
+
+    def _check_term(self, term: int | None) -> None:
+        if term is not None and (self._raft.term != term or self._raft.leadership is None):
+            raise NotLeader(f"this manager no longer leads in term {term}", self._leader_address())
 
     def _leader_address(self) -> str:
         leader = self._raft.leader

@@ -35,6 +35,13 @@ class Proposer(Protocol):
         """
         ...
 
+    async def confirm(self) -> None:
+        """Returns once it is sure that the term had not ended when this was called.
+
+        Raises NotLeader.
+        """
+        ...
+
 
 class _Batch:
     """Transactions that share an entry."""
@@ -114,18 +121,18 @@ class Pipeline:
             await self.settled()
 
     async def settled(self) -> None:
-        """Until everything that a transaction may have seen by now is committed.
+        """Until it is sure that what a transaction sees by now is so, and is the newest.
 
-        A transaction that writes nothing waits for it, too, before it tells what it saw. Raises
-        NotLeader if that may never have happened.
+        For one that writes nothing, before it tells what it saw: what was on its way may never
+        happen, and another manager may lead and have written what this one does not know. Raises
+        NotLeader.
         """
-        batch = self._last()
-        if batch is None:
-            return
-        try:
-            await batch.outcome()
-        except ProposalUncertain as error:
-            raise self.not_leader() from error
+        if batch := self._last():
+            try:
+                await batch.outcome()
+            except ProposalUncertain as error:
+                raise self.not_leader() from error
+        await self._proposer.confirm()
 
     def stop(self) -> None:
         """Refuse what was not yet proposed."""

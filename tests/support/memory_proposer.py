@@ -69,6 +69,10 @@ class MemoryProposer:
             turn.set_result(None)
         return index
 
+    async def confirm(self) -> None:
+        if self._refusing:
+            raise NotLeader("another manager leads")
+
     def _decide(self, index: int, data: bytes) -> None:
         if self._refusing:
             raise NotLeader("another manager leads")

@@ -50,6 +50,9 @@ class Log:
         self._store.apply(self._index, data)
         return self._index
 
+    async def confirm(self) -> None:
+        """It leads for ever."""
+
 
 CLUSTER = Cluster(
     id="c" * 25,

@@ -411,6 +411,9 @@ async def test_no_entry_gets_in_after_one_that_was_refused(monkeypatch: pytest.M
                 raise Unavailable("the log is full")
             return self.calls
 
+        async def confirm(self) -> None:
+            """It leads for ever."""
+
     store, choosy = Store(LoopClock()), Choosy()
     store.lead(choosy)
     outcomes = await asyncio.gather(
