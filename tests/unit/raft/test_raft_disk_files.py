@@ -287,6 +287,34 @@ async def test_a_write_torn_by_a_power_failure_is_cut_off(tmp_path: Path) -> Non
         assert len((await reopened(folder)).entries) == len(found) + 1
 
 
+async def test_every_subset_of_the_last_writes_sectors_may_be_missing(tmp_path: Path) -> None:
+    acknowledged = entries(1, 2, size=300)
+    unsynced = [*entries(3, 5, size=700), Entry(6, 1, EntryKind.DATA, bytes(900))]
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), acknowledged)
+        [path] = segments(tmp_path)
+        before = path.read_bytes()
+        await disk.write(HardState(2, "m1", 2), unsynced)
+    after = path.read_bytes()
+    changed = [
+        at for at in range(0, SMALL, SECTOR) if after[at : at + SECTOR] != before[at : at + SECTOR]
+    ]
+    assert 7 <= len(changed) <= 10
+    whole = (*acknowledged, *unsynced)
+    lengths = set()
+    for subset in range(1 << len(changed)):
+        torn = bytearray(after)
+        for bit, at in enumerate(changed):
+            if subset >> bit & 1:
+                torn[at : at + SECTOR] = before[at : at + SECTOR]
+        path.write_bytes(torn)
+        found = (await reopened(tmp_path)).entries
+        assert len(found) >= len(acknowledged)
+        assert found == whole[: len(found)]
+        lengths.add(len(found))
+    assert lengths == set(range(2, 7))
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
