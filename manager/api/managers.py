@@ -8,14 +8,15 @@ from manager.raft.status import RaftStatus
 
 
 class ManagerInfo(msgspec.Struct, frozen=True):
-    """One member of the Raft group. `reachability`: reachable, unreachable, or unknown to all
-    but the leader."""
+    """One member of the Raft group. `reachability`: reachable, unreachable, or unknown: to all
+    but the leader, and while the member catches up and has no vote."""
 
     node_id: str
     raft_id: str
     address: str
     leader: bool
     reachability: str
+    votes: bool = True
 
 
 Managers = Callable[[], Sequence[ManagerInfo]]
@@ -27,6 +28,11 @@ def managers_of(status: RaftStatus) -> list[ManagerInfo]:
         follower.id: "reachable" if follower.recently_active else "unreachable"
         for follower in status.followers
     }
+    reach |= {
+        member.id: "unknown"
+        for member in status.members
+        if member.learner and reach.get(member.id) == "reachable"
+    }
     if status.leader_id:
         reach[status.leader_id] = "reachable"
     return [
@@ -36,6 +42,7 @@ def managers_of(status: RaftStatus) -> list[ManagerInfo]:
             address=member.address,
             leader=member.id == status.leader_id,
             reachability=reach.get(member.id, "unknown"),
+            votes=not member.learner,
         )
         for member in status.members
     ]

@@ -97,7 +97,7 @@ class Nodes:
                 f"attempting to demote the last manager of the swarm, node {node.id}; "
                 "promote another node first"
             )
-        others = [info for info in self._managers() if info.node_id != node.id]
+        others = [info for info in self._managers() if info.votes and info.node_id != node.id]
         reachable = [info for info in others if info.reachability != "unreachable"]
         if others and len(reachable) <= len(others) // 2:
             raise Conflict(

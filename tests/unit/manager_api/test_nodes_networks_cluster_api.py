@@ -76,6 +76,10 @@ async def test_demotion(world: World) -> None:
     with pytest.raises(Conflict, match="loss of quorum, since only 1 of the 2"):
         await demote(world, "b")
     assert (await demote(world, "c")).spec.role is Role.WORKER
+    joining = replace(manager("c", "unknown"), votes=False)
+    world.managers = [manager("a", leader=True), manager("b", "unreachable"), joining]
+    with pytest.raises(Conflict, match="only 0 of the 1"):
+        await demote(world, "a")
     world.managers = [manager("a", leader=True), manager("b")]
     await demote(world, "b")
     with pytest.raises(Conflict, match="last manager"):
