@@ -74,6 +74,11 @@ class Client:
             return json.loads(data)
         return data.decode(errors="replace")
 
+    def result(self, response: http.client.HTTPResponse) -> Any:
+        """The JSON of an answer that is long in coming, such as that of a wait."""
+        _wait_for_ever(response)
+        return json.loads(response.read())
+
     def objects(
         self,
         method: str,

@@ -19,6 +19,7 @@ _COMMANDS = {
     "config": "cli.secret:config",
     "image": "cli.image:image",
     "container": "cli.container:container",
+    "debug": "cli.debug:debug",
     "info": "cli.system:info",
     "version": "cli.system:show_version",
     "events": "cli.system:events",

@@ -4,6 +4,9 @@ Each test names the page of Docker's reference whose words it checks.
 """
 
 import json
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -250,3 +253,35 @@ def test_stdin(docker: Docker) -> None:
     name = sleeper(docker, "stdin")
     assert docker("exec", "-i", name, "wc", "-c", data=data) == str(len(data))
     docker("rm", "-f", name)
+
+
+def test_debug_beside_a_container_from_scratch(docker: Docker, tmp_path: Path) -> None:
+    """shoal debug: tools, the container's processes, names and files; nothing is left."""
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    with tarfile.open(tmp_path / "scratch.tar", "w") as tar:
+        tar.add(busybox, "sleep")
+    docker("import", str(tmp_path / "scratch.tar"), "scratch:1")
+    docker("run", "-d", "--name", "bare", "--hostname", "here", "scratch:1", "/sleep", "1000")
+    script = "hostname; ls /target; ps -o pid,args; ls -l /proc/1/ns/ipc /proc/self/ns/ipc; exit 5"
+
+    def debug(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cli.main", "debug", *arguments]
+        env = docker.env | {"SHOAL_HOST": docker.machine.host}
+        return subprocess.run(
+            command, env=env, input="cat /etc/passwd\nexit 3\n", text=True, capture_output=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+
+    done = debug("bare", "sh", "-c", script)
+    assert done.returncode == 5, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "here"
+    assert "sleep" in lines
+    assert any(line.split() == ["1", "/sleep", "1000"] for line in lines)
+    assert len({line.rpartition("->")[2] for line in lines if "ipc:[" in line}) == 1
+    shell = debug("--image", "box:1", "bare")
+    assert (shell.returncode, shell.stdout.startswith("root:x:0")) == (3, True)
+    assert docker("ps", "-a", "--format", "{{.Names}}") == "bare"
+    docker("rm", "-f", "bare")
+    assert "not running" in debug("bare").stderr or "No such container" in debug("bare").stderr

@@ -131,7 +131,7 @@ class Creation:
     def _with_donors(self, host: HostConfig) -> HostConfig:
         """`container:NAME` with ids, so that a new name changes nothing."""
         changes: dict[str, str] = {}
-        for field in ("pid_mode", "ipc_mode", "network_mode"):
+        for field in ("pid_mode", "ipc_mode", "network_mode", "uts_mode"):
             ref = modes.donor(getattr(host, field))
             if not ref:
                 continue
@@ -150,7 +150,7 @@ class Creation:
         name = container_id[:12]
         if host.network_mode == "host" or host.uts_mode == "host":
             name = socket.gethostname()
-        elif ref := modes.donor(host.network_mode):
+        elif ref := modes.donor(host.uts_mode) or modes.donor(host.network_mode):
             name = self._find(ref).config.hostname
         return msgspec.structs.replace(body, hostname=name)
 

@@ -155,7 +155,9 @@ class Lifecycle:
                 raise Conflict(
                     f"cannot join the {kind} namespace of container {donor.name}: it does not run"
                 )
-            if kind == "ipc" and not modes.shares_memory(donor.host_config):
+            # Who shares its processes too may look into its memory anyhow.
+            same = container.host_config.pid_mode == container.host_config.ipc_mode
+            if kind == "ipc" and not same and not modes.shares_memory(donor.host_config):
                 raise Conflict(
                     f"cannot join the ipc namespace of container {donor.name}: it is private; "
                     "start that container with --ipc shareable"

@@ -11,7 +11,7 @@ _PLAIN = {
     "UsernsMode": ("", "host"),
     "CgroupnsMode": ("", "private", "host"),
 }
-_SHARED = ("PidMode", "IpcMode", "NetworkMode")
+_SHARED = ("PidMode", "IpcMode", "NetworkMode", "UTSMode")  # the last beyond Docker
 
 
 def check(body: ContainerCreate) -> None:
@@ -21,7 +21,7 @@ def check(body: ContainerCreate) -> None:
         shared = name in _SHARED and donor(value)
         if name in _PLAIN and not shared and value not in _PLAIN[name]:
             raise NotImplementedHere(f"HostConfig.{name} = {value!r} is not supported")
-    if host.uts_mode == "host" and (body.hostname or body.domainname):
+    if host.uts_mode and (body.hostname or body.domainname):
         raise Invalid("conflicting options: hostname and the UTS mode")
     if donor(host.network_mode):
         _check_shared_network(body, host)
@@ -69,6 +69,7 @@ def donor(mode: str) -> str:
 def donors(host: HostConfig) -> dict[str, str]:
     """The ids of the containers whose namespaces are shared, by OCI's names of the kinds."""
     wanted = {"pid": host.pid_mode, "ipc": host.ipc_mode, "network": host.network_mode}
+    wanted["uts"] = host.uts_mode
     return {kind: donor(mode) for kind, mode in wanted.items() if donor(mode)}
 
 

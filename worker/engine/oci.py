@@ -30,7 +30,12 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 _SHM_SIZE = 64 << 20
 _SMALL_SHARE = 10_000_000  # billionths of a CPU
 _LONGEST_PERIOD = 1_000_000
-_NAMESPACE_FILES = {"pid": "pid", "ipc": "ipc", "network": "net"}  # below /proc/PID/ns
+_NAMESPACE_FILES = {
+    "pid": "pid",
+    "ipc": "ipc",
+    "network": "net",
+    "uts": "uts",
+}  # below /proc/PID/ns
 _PERIOD = 100_000  # µs, of the CPU quota
 
 
@@ -64,7 +69,7 @@ class Surroundings(NamedTuple):
 def configuration(record: Record, around: Surroundings) -> dict[str, Any]:
     """`config.json` for one start of the container."""
     config, host = record.config, record.host_config
-    own_names = host.uts_mode != "host"
+    own_names = not host.uts_mode
     return {
         "ociVersion": "1.1.0",
         "root": {"path": str(around.folder / "rootfs"), "readonly": host.readonly_rootfs},
