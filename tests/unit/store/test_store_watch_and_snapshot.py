@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import pytest
@@ -383,6 +383,24 @@ def test_a_trie_made_at_once_is_as_if_made_step_by_step(items: dict[int, int]) -
         changed = changed.without(key)
     assert dict(changed.items()) == {-1: 0}
     assert dict(trie.items()) == items
+
+
+def test_a_change_copies_a_path_and_nothing_else() -> None:
+    """What makes views free and an update's price independent of the table's size."""
+    before = Trie[int, int]()
+    for number in range(20_000):
+        before = before.put(number, number)
+    after = before.put(77, 0)
+    shared = {id(node) for node in _all_nodes(before._root)}
+    assert len([node for node in _all_nodes(after._root) if id(node) not in shared]) <= 4
+    assert before.get(77) == 77
+
+
+def _all_nodes(node: object) -> Iterator[object]:
+    yield node
+    if isinstance(node, list):
+        for child in node:
+            yield from _all_nodes(child)
 
 
 def test_a_trie_whose_keys_come_and_go_does_not_grow() -> None:
