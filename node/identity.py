@@ -21,6 +21,7 @@ import msgspec
 from common.errors import Invalid
 from common.protocol.dispatcher import Manager
 from common.tls import Credentials
+from manager.raft.errors import KeyMissing, LogDamaged, SealBroken
 from manager.raft.keyring import KeyGuard, Keyring
 from node.files import sync_folder, write_atomically
 
@@ -80,13 +81,23 @@ class IdentityFiles:
         both = path.read_bytes()
         root = (self.folder / "root.pem").read_bytes()
         if sealed := _SEALED.search(both):
-            self.keyring.load()
-            key = self.keyring.open(path, base64.b64decode(sealed[1]))
+            key = self._unsealed(path, base64.b64decode(sealed[1]))
             return Credentials(root=root, certificate=both.replace(sealed[0], b""), key=key)
         plain = _KEY.search(both)
         if plain is None:
             raise Invalid(f"{path} holds no key; leave and join again")
         return Credentials(root=root, certificate=both.replace(plain[0], b""), key=plain[0])
+
+    def _unsealed(self, path: Path, sealed: bytes) -> bytes:
+        try:
+            self.keyring.load()
+            return self.keyring.open(path, sealed)
+        except (KeyMissing, SealBroken, LogDamaged) as error:
+            trouble = "damaged" if isinstance(error, LogDamaged) else "missing, or another's"
+            raise Invalid(
+                f"the key in {path} cannot be opened: {self.keyring.path} is {trouble}; "
+                "put back both from one backup, or leave by force and join again"
+            ) from error
 
     def save_credentials(self, credentials: Credentials, *, sealed: bool) -> None:
         """`sealed`: the key can be read through the keyring only, as that of managers must be."""

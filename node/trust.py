@@ -115,8 +115,12 @@ class Trust:
             await self._save(self._credentials, self.certificate)
 
     async def _save(self, credentials: Credentials, certificate: Certificate) -> None:
+        """Raises Unavailable, as when the disk is full."""
         sealed = certificate.identity.role == tls.MANAGER
-        await asyncio.to_thread(self._files.save_credentials, credentials, sealed=sealed)
+        try:
+            await asyncio.to_thread(self._files.save_credentials, credentials, sealed=sealed)
+        except OSError as error:
+            raise Unavailable(f"cannot save the certificate: {error}") from error
 
     async def renew_in_time(self) -> None:
         """Renew again and again, until cancelled."""

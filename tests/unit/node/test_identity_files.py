@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from common.errors import Invalid
+from common.errors import Invalid, Locked
 from common.protocol.dispatcher import Manager
 from common.tls import Certificate, Credentials, Identity
 from manager.ca.certificates import sign
+from manager.raft.keyring import LockedGuard, new_unlock_key
 from node.identity import IdentityFiles, NodeState
 from node.trust import renewal_moment
 from tests.unit.ca.test_authority import KEY, NOW, REQUEST, ROOT
@@ -92,6 +93,48 @@ def test_nothing_is_left_after_leaving(tmp_path: Path) -> None:
     files.wipe()
     assert files.load() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_managers_key_opens_through_the_keyring_only(tmp_path: Path) -> None:
+    files = IdentityFiles(tmp_path)
+    files.save_credentials(HELD, sealed=True)
+    files.save_state(STATE)
+    assert files.are_sealed
+    assert KEY.splitlines()[1] not in (files.folder / "node.pem").read_bytes()
+    assert IdentityFiles(tmp_path).load() == (STATE, HELD)
+    unlock_key = new_unlock_key(random.SystemRandom())
+    files.keyring.set_guard(LockedGuard(unlock_key))
+    with pytest.raises(Locked):
+        IdentityFiles(tmp_path).load()
+    assert IdentityFiles(tmp_path).load(LockedGuard(unlock_key)) == (STATE, HELD)
+    (files.folder / "keyring").unlink()
+    with pytest.raises(Invalid, match=r"keyring is missing.* leave by force and join again"):
+        IdentityFiles(tmp_path).load()
+
+
+def test_a_save_that_fails_leaves_the_key_before_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data key that it was sealed with must not be dropped for the one that came to nothing."""
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "node.pem":
+            raise OSError(28, "No space left on device")
+
+    files = IdentityFiles(tmp_path)
+    files.save_credentials(HELD, sealed=True)
+    files.save_state(STATE)
+    files.keyring.rotate()
+    with monkeypatch.context() as patch:
+        patch.setattr("node.identity.write_atomically", full)
+        with pytest.raises(OSError, match="No space"):
+            files.save_credentials(HELD, sealed=True)
+    files.keyring.drop_unused()
+    assert IdentityFiles(tmp_path).load() == (STATE, HELD)
+    files.save_credentials(HELD, sealed=True)
+    files.keyring.drop_unused()
+    assert len(files.keyring.key_ids) == 1
+    assert IdentityFiles(tmp_path).load() == (STATE, HELD)
 
 
 def test_renewal_is_in_its_band() -> None:
