@@ -46,6 +46,7 @@ RAFT: list[tuple[Defect, str]] = [
     (defects.two_votes_in_a_term, SAFETY),
     (defects.applied_before_commit, SAFETY),
     (defects.no_conflict_check, SAFETY),
+    (defects.old_append_cuts_off_newer_entries, SAFETY),
     (defects.acknowledged_before_sync, SAFETY),
     (defects.read_before_own_entry, "stale read"),
     (defects.vote_for_a_shorter_log, SAFETY),
@@ -56,13 +57,11 @@ RAFT: list[tuple[Defect, str]] = [
     (store_defects.wiped_member_keeps_its_id, SAFETY),
 ]
 STORE: list[tuple[Defect, str]] = [
-    (defects.old_append_cuts_off_newer_entries, SAFETY),
     (defects.read_without_quorum, CLIENTS),
     (store_defects.log_is_not_synced, FILES),
     (store_defects.names_are_not_synced, FILES),
     (store_defects.read_without_asking, CLIENTS),
     (store_defects.uncertain_is_called_not_written, CLIENTS),
-    (store_defects.writes_outlive_their_term, CLIENTS),
     (store_defects.transactions_ignore_those_on_their_way, CLIENTS),
     (store_defects.refused_for_what_may_never_be, CLIENTS),
     (store_defects.restore_without_events, WATCHES),

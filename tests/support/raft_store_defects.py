@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 
 from common.errors import NotLeader
-from manager.manager import Lead
 from manager.raft import driver
 from manager.raft.leadership import Leadership
 from manager.raft.log import Log
@@ -61,15 +60,6 @@ def uncertain_is_called_not_written(patch: Patch) -> None:
     patch.setattr(driver, "ProposalUncertain", NotLeader)
 
 
-def writes_outlive_their_term(patch: Patch) -> None:
-    async def wrong(self: Lead, data: bytes) -> int:
-        return await self._driver.propose(data)
-
-    patch.setattr(Lead, "propose", wrong)
-    patch.setattr(Store, "follow", lambda self: None)
-    patch.setattr(Pipeline, "_stop", lambda self, error: None)
-
-
 def transactions_ignore_those_on_their_way(patch: Patch) -> None:
     patch.setattr(Pipeline, "newest", lambda self: self._committed())
 
@@ -84,7 +74,7 @@ def refused_for_what_may_never_be(patch: Patch) -> None:
 def read_without_asking(patch: Patch) -> None:
     """Any member answers reads from what it has."""
 
-    async def wrong(self: driver.Driver) -> int:
+    async def wrong(self: driver.Driver, **_: object) -> int:
         return self.status.applied
 
     patch.setattr(driver.Driver, "read_barrier", wrong)
