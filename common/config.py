@@ -35,6 +35,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cgroup_root: Path = Path("/sys/fs/cgroup")  # where cgroup2 is mounted, or version 1's folders
     cgroup_parent: str = "shoal"  # below each hierarchy's mount point
     runtime: str = "shoal"  # for containers that name none: shoal, crun, runc, or of `runtimes`
+    userns_remap: str = ""  # user[:group] of /etc/subuid and subgid, or "default": dockremap
     runtimes: dict[str, str] = {}  # more OCI runtimes: name = "/path/to/program"
     listen_port: int = 2377  # managers' cluster listener
     # Address or interface, and port: over what init and join were told, at each start.

@@ -17,6 +17,7 @@ from common.model.container import ContainerCreate, HostConfig
 from worker.engine import modes, points, propagation, request
 from worker.engine.container import Container, FilePoint, MountPoint, Record, State
 from worker.engine.disk import Disk
+from worker.engine.remap import Remap
 from worker.engine.runtimes import Runtimes
 from worker.engine.seams import Images, Networks
 from worker.network.model import Attachment, HostPort
@@ -66,7 +67,9 @@ class Creation:
         clock: Clock,
         find: Callable[[str], Container],
         runtimes: Runtimes,
+        users: Remap,
     ) -> None:
+        self._users = users
         self._runtimes = runtimes
         self._find = find
         self._disk = disk
@@ -91,7 +94,8 @@ class Creation:
         image = self._images.get(body.image)
         container_id = self._ids.hex(64)
         modes.check(body)
-        self._runtimes.path(body.host_config.runtime)
+        runtime = self._runtimes.path(body.host_config.runtime)
+        self._users.check(body.host_config, runtime)
         host = self._with_donors(request.check_host(body.host_config, self._available))
         body = msgspec.structs.replace(body, host_config=host)
         config, line = request.merged(self._named(body, container_id), image.config)

@@ -15,7 +15,7 @@ from common.errors import Conflict, NotFound, NotImplementedHere, Unavailable
 from common.ids import Ids
 from common.model.container import ContainerCreate
 from worker.engine import inspect as views
-from worker.engine import usage
+from worker.engine import remap, usage
 from worker.engine.background import Background
 from worker.engine.container import Container, FilePoint, Predicate
 from worker.engine.copying import Files
@@ -54,6 +54,7 @@ class Engine:
         rng: random.Random,
     ) -> None:
         self.runtimes = Runtimes(config.runtimes, config.runtime)
+        users = remap.load(config.userns_remap)
         self._clock = clock
         self._closing = False
         self._containers: dict[str, Container] = {}
@@ -77,7 +78,7 @@ class Engine:
         self._lifecycle = Lifecycle(
             config, self._disk, self._memory, self._keeper, images, networks, self.events,
             self._hierarchy, clock, self._background, self._remove_after_end, self.find,
-            self.runtimes,
+            self.runtimes, users,
         )  # fmt: skip
         available = capabilities.own()
         if not self._lifecycle.device_filter:
@@ -85,7 +86,7 @@ class Engine:
         self._available = available
         self._creation = Creation(
             available, self._disk, images, networks, self.volumes, self._names, ids, clock,
-            self.find, self.runtimes,
+            self.find, self.runtimes, users,
         )  # fmt: skip
         self.files = Files(self.find, self._disk, images)
         self._execs = Execs(self._keeper, self._lifecycle, ids)

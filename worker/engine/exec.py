@@ -169,7 +169,9 @@ class Execs:
             container=container.id,
             exec=entry.id,
             process=process,
-            notes=oci.process_notes(own, container.host_config, seccomp),
+            notes=oci.process_notes(
+                own, container.host_config, seccomp, self._lifecycle.userns(container)
+            ),
         )
         entry.pid = answer["pid"]
 

@@ -21,6 +21,7 @@ from worker.engine.container import Container
 from worker.engine.disk import CONFIG, Disk, replace
 from worker.engine.events import EventBus
 from worker.engine.memory_files import MemoryFiles
+from worker.engine.remap import Remap
 from worker.engine.runtimes import Runtimes, init_binary
 from worker.engine.seams import Images, Networks
 from worker.network.model import Sandbox, SandboxSpec
@@ -53,7 +54,9 @@ class Lifecycle:
         on_gone: Callable[[Container], Any],
         find: Callable[[str], Container],
         runtimes: Runtimes,
+        users: Remap,
     ) -> None:
+        self._users = users
         self._runtimes = runtimes
         self._find = find
         self._config = config
@@ -184,6 +187,7 @@ class Lifecycle:
             memory=self._memory.folder(container.id),
             devices=devices.find(container.host_config),
             donors=donors,
+            userns=self.userns(container),
         )
         configuration = oci.configuration(container.record, around)
         runtime = self._runtimes.path(container.host_config.runtime)
@@ -224,6 +228,10 @@ class Lifecycle:
             return ""
         profile = "" if wanted == "builtin" else wanted
         return str(self._filters.path(frozenset(oci.granted(host)), profile))
+
+    def userns(self, container: Container) -> str:
+        """The mapping of its user namespace, as the runtime takes it; "" for the machine's."""
+        return self._users.note(container.host_config)
 
     def _profile(self, container: Container) -> dict[str, Any] | None:
         """`linux.seccomp` for a runtime that makes the filter itself."""

@@ -63,6 +63,7 @@ class Surroundings(NamedTuple):
     files: Path  # folder of hosts, hostname and resolv.conf
     memory: Path  # folder of the container's files that are in memory only
     devices: Devices
+    userns: str  # mapping of the user namespace; "": the machine's
     donors: dict[str, Donor]  # containers whose namespaces are shared, by OCI's names of the kinds
 
 
@@ -150,18 +151,21 @@ def granted(host: HostConfig, privileged: bool = False, device_filter: bool = Tr
     return capabilities.chosen(host.cap_add or (), drop, wide)
 
 
-def process_notes(config: ContainerConfig, host: HostConfig, seccomp: str) -> dict[str, str]:
+def process_notes(
+    config: ContainerConfig, host: HostConfig, seccomp: str, userns: str = ""
+) -> dict[str, str]:
     """The annotations that belong to a process: who it is, and its filter."""
     return {
         f"{PREFIX}user": config.user or "0",
         f"{PREFIX}groups": json.dumps(host.group_add or ()),
         f"{PREFIX}seccomp": seccomp,
+        **({f"{PREFIX}userns": userns} if userns else {}),
     }
 
 
 def _annotations(record: Record, around: Surroundings) -> dict[str, str]:
     config, host = record.config, record.host_config
-    notes = process_notes(config, host, around.seccomp)
+    notes = process_notes(config, host, around.seccomp, around.userns)
     notes |= {
         f"{PREFIX}overlay.lower": json.dumps([str(path) for path in around.lower]),
         f"{PREFIX}overlay.upper": str(around.folder / "upper"),
@@ -258,6 +262,8 @@ def user_mount(point: MountPoint, nodev: bool = False) -> dict[str, Any]:
         return _mount(point.destination, "tmpfs", options)
     options = ["rbind" if point.recursive else "bind", point.propagation or "rprivate"]
     options += ["ro"] * point.read_only + ["nodev"] * nodev
+    if point.type == "volume":
+        options.append("idmap")  # with a user namespace its ids are the container's
     return _mount(point.destination, "bind", options, point.source)
 
 

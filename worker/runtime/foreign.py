@@ -39,6 +39,10 @@ def configuration(
     for mount in config.get("mounts") or ():
         if mount.get("type") == "shm-of":
             raise PlanError("another container's /dev/shm is shared by the built-in runtime only")
+    mounts = [
+        mount | {"options": [word for word in mount.get("options") or () if word != "idmap"]}
+        for mount in config.get("mounts") or ()
+    ]
     process, linux = dict(config["process"]), dict(config.get("linux") or {})
     process["user"] = {
         "uid": account.uid,
@@ -63,7 +67,7 @@ def configuration(
         if key not in ("annotations", "hostname", "domainname") or (value and key != "annotations")
     }
     plain.pop("domainname", None)  # newer than the version that all runtimes take
-    return plain | {"ociVersion": _VERSION, "process": process, "linux": linux}
+    return plain | {"ociVersion": _VERSION, "mounts": mounts, "process": process, "linux": linux}
 
 
 def complaint(log: str) -> launch.Failure:

@@ -18,7 +18,7 @@ import termios
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from worker.runtime import capabilities, mounts, users
+from worker.runtime import capabilities, mounts, userns, users
 from worker.runtime import init as pid_one
 from worker.runtime import syscalls as sc
 from worker.runtime.cgroups import Hierarchy
@@ -62,6 +62,7 @@ class _Stage(NamedTuple):
     filter: bytes
     others: dict[int, int]  # descriptors of the namespaces to enter, by kind
     join: bool  # the cgroup is to be entered from within
+    user_ns: int  # the user namespace, entered last, or -1
     report: int
     gate: "Gate | None"
     connected: int
@@ -72,6 +73,7 @@ class Launcher:
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         self._hierarchy = hierarchy
+        self._users = userns.UserNamespaces()
         self._filters: dict[str, bytes] = {}
         # Asked once, for it takes as long as a few mounts. The keeper ignores none later.
         self._ignored = tuple(
@@ -103,6 +105,7 @@ class Launcher:
         if into < 0:
             flags &= ~sc.CLONE_NEWCGROUP  # entered once the child is where its root shall be
         filter_ = self._filter(plan.process)
+        user_ns = self._users.get(plan.process.mapping)
         others = {}
         try:
             for join in plan.joins:
@@ -110,7 +113,9 @@ class Launcher:
             with self._children_in(others.pop(sc.CLONE_NEWPID, -1)):
                 pid, pidfd = sc.clone3(flags, into)
                 if pid == 0:
-                    stage = _Stage(plan, stdio, filter_, others, into < 0, report, gate, connected)
+                    stage = _Stage(
+                        plan, stdio, filter_, others, into < 0, user_ns, report, gate, connected
+                    )
                     self._child(report, lambda: self._container(stage))
         finally:
             for fd in (into, *others.values()):
@@ -195,7 +200,9 @@ class Launcher:
         if plan.domainname:
             sc.setdomainname(plan.domainname)
         os.umask(0)
-        root = self._mount(plan, gate)
+        if stage.user_ns >= 0:
+            userns.act_as_root(process.mapping)
+        root = self._mount(plan, gate, stage.user_ns)
         if stage.connected >= 0:
             _await_network(stage.connected)
         if process.tty:
@@ -212,12 +219,12 @@ class Launcher:
             find_executable(process.args[0], path, directory)  # told now rather than at the start
             gate.await_start(stage.report)
             gate.run("startContainer")
-        self._finish(process, account, directory, stage.filter, plan.init, gate)
+        self._finish(process, account, directory, stage.filter, stage.user_ns, plan.init, gate)
 
-    def _mount(self, plan: Plan, gate: "Gate | None") -> int:
-        sources = mounts.open_sources(plan)
+    def _mount(self, plan: Plan, gate: "Gate | None", user_ns: int) -> int:
+        sources = mounts.open_sources(plan, user_ns)
         sc.make_private("/")
-        tree = mounts.prepare_root(plan)
+        tree = mounts.prepare_root(plan, user_ns)
         root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mounts.mount_all(plan, root, sources, self._cgroups(plan))
         mounts.make_devices(plan, root)
@@ -252,7 +259,8 @@ class Launcher:
         )  # fmt: skip
         if process.tty:
             _console(process, stdio.console, bind=False)
-        self._finish(process, account_in(process), process.cwd, filter_, False)
+        user_ns = container if process.mapping.uids else -1
+        self._finish(process, account_in(process), process.cwd, filter_, user_ns, False)
 
     def _detach(self, process: Process, stdio: Stdio) -> None:
         """A session of its own, no signal ignored, the descriptors in place, the limits set."""
@@ -275,6 +283,7 @@ class Launcher:
         account: users.Account,
         directory: str,
         filter_: bytes,
+        user_ns: int,
         init: bool,
         gate: "Gate | None" = None,
     ) -> None:
@@ -285,7 +294,9 @@ class Launcher:
         environment = {**process.env}
         environment.setdefault("HOME", account.home)
         if not process.tty:
-            _own_stdio(account)
+            _own_stdio(userns.outside(process.mapping.uids, account.uid))
+        if user_ns >= 0:
+            sc.setns(user_ns, sc.CLONE_NEWUSER)
         if filter_ and not process.no_new_privileges:
             sc.load_seccomp(filter_)
         self._drop(process, account)
@@ -459,20 +470,20 @@ def _console(process: Process, channel: int, bind: bool) -> None:
         socket.send_fds(peer, [b"tty"], [master])
     os.close(master)
     account = account_in(process)
-    os.fchown(slave, account.uid, -1)
+    os.fchown(slave, userns.outside(process.mapping.uids, account.uid), -1)
     for target in range(3):
         os.dup2(slave, target)
     os.close(slave)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def _own_stdio(account: users.Account) -> None:
+def _own_stdio(uid: int) -> None:
     """A process may open /dev/stdout again, so its pipes must be its own."""
     null = os.stat("/dev/null") if os.path.exists("/dev/null") else None
     for fd in range(3):
         info = os.fstat(fd)
         if null is not None and info.st_rdev == null.st_rdev and stat.S_ISCHR(info.st_mode):
             continue
-        if info.st_uid != account.uid:
+        if info.st_uid != uid:
             with contextlib.suppress(OSError):  # a socket, or a pipe of another namespace
-                os.fchown(fd, account.uid, -1)
+                os.fchown(fd, uid, -1)

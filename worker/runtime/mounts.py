@@ -88,9 +88,12 @@ def clone(path: str, attributes: int = 0, recursive: bool = False, at: int = sc.
     return fd
 
 
-def prepare_root(plan: Plan) -> int:
-    """Mount the container's root at `plan.root`; its descriptor."""
-    if plan.lower:
+def prepare_root(plan: Plan, users: int = -1) -> int:
+    """Mount the container's root at `plan.root`; its descriptor. `users`: the user namespace whose
+    ids the layers shall show, or -1."""
+    if plan.lower and users >= 0:
+        mount = _mapped_overlay(plan, users)
+    elif plan.lower:
         mount = overlay(plan.lower, plan.upper, plan.work, plan.root_attributes)
     else:
         try:
@@ -101,7 +104,35 @@ def prepare_root(plan: Plan) -> int:
     return mount
 
 
-def open_sources(plan: Plan) -> dict[int, int]:
+def _mapped_overlay(plan: Plan, users: int) -> int:
+    held: list[int] = []
+
+    def mapped(path: str) -> str:
+        held.append(clone(path))
+        _idmap(held[-1], users, path)
+        return f"/proc/self/fd/{held[-1]}"
+
+    try:
+        lower = tuple(mapped(layer) for layer in plan.lower)
+        if not plan.upper:
+            return overlay(lower, attributes=plan.root_attributes)
+        folder = mapped(os.path.dirname(plan.upper))  # both must be of one mount
+        upper, work = (f"{folder}/{os.path.basename(path)}" for path in (plan.upper, plan.work))
+        return overlay(lower, upper, work, plan.root_attributes)
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def _idmap(mount: int, users: int, path: str) -> None:
+    try:
+        sc.mount_idmap(mount, users)
+    except OSError as error:
+        text = f"the file system of {path} cannot map user ids (use --userns=host)"
+        raise OSError(error.errno, f"{text}: {error.strerror}") from error
+
+
+def open_sources(plan: Plan, users: int = -1) -> dict[int, int]:
     """Detached copies of all bind sources, by index in the plan.
 
     Opened before anything of the image is visible, so no race can exchange one, and before the
@@ -117,6 +148,8 @@ def open_sources(plan: Plan) -> dict[int, int]:
             except FileNotFoundError:
                 message = f"bind source path does not exist: {mount.source}"
                 raise FileNotFoundError(errno.ENOENT, message) from None
+            if mount.idmapped and users >= 0:
+                _idmap(fd, users, mount.source)
             sc.mount_propagation(fd, *(mount.propagation or (sc.MS_PRIVATE, True)))
             sources[index] = fd
     return sources

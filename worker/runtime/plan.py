@@ -12,6 +12,7 @@ What OCI has no word for stands in annotations:
     org.shoal.init            "true": a small init is process 1
     org.shoal.log.max-size, org.shoal.log.max-files, org.shoal.log ("none": keep nothing)
     org.shoal.stdin           "open", or "once": closed when the first attached client closes
+    org.shoal.userns          {"uids": [[inside, outside, count]], "gids": …}: a user namespace
     org.shoal.runtime         path of another OCI runtime that is to start it
     org.shoal.requires        containers that must run at the start, as a JSON list: their
                               namespaces are entered by paths below /proc
@@ -23,7 +24,7 @@ from typing import Any
 
 from worker.runtime import capabilities
 from worker.runtime import syscalls as sc
-from worker.runtime.steps import Capabilities, Device, Identity, Join, Mount, Plan, Process
+from worker.runtime.steps import Capabilities, Device, Identity, Join, Mapping, Mount, Plan, Process
 
 PREFIX = "org.shoal."
 
@@ -117,7 +118,14 @@ def process(entry: dict[str, Any], notes: dict[str, str]) -> Process:
         rlimits=tuple(_rlimit(limit) for limit in entry.get("rlimits") or ()),
         oom_score_adj=entry.get("oomScoreAdj"),
         seccomp=notes.get(f"{PREFIX}seccomp", ""),
+        mapping=_mapping(notes.get(f"{PREFIX}userns", "")),
     )
+
+
+def _mapping(text: str) -> Mapping:
+    given = json.loads(text or "{}")
+    uids, gids = (tuple(tuple(row) for row in given.get(name, ())) for name in ("uids", "gids"))
+    return Mapping(uids, gids)
 
 
 def environment(lines: "tuple[str, ...] | list[str]") -> dict[str, str]:
@@ -131,7 +139,7 @@ def mount(entry: dict[str, Any]) -> Mount:
     target, kind = entry.get("destination") or "", entry.get("type") or ""
     if not target.startswith("/"):
         raise PlanError(f"mounts: destination {target!r} is not an absolute path")
-    attributes, data, recursive, propagation = 0, [], False, None
+    attributes, data, recursive, propagation, idmapped = 0, [], False, None, False
     for option in entry.get("options") or ():
         if option in _ATTRIBUTES:
             attributes |= _ATTRIBUTES[option]
@@ -139,13 +147,15 @@ def mount(entry: dict[str, Any]) -> Mount:
             kind, recursive = "bind", option == "rbind"
         elif option in _PROPAGATION:
             propagation = _PROPAGATION[option]
+        elif option == "idmap":
+            idmapped = True
         elif option not in _PLAIN:
             name, equals, value = option.partition("=")
             data.append((name, value if equals else None))
     if kind == "bind" and data:
         raise PlanError(f"mounts: {target}: a bind mount has no option {data[0][0]!r}")
     source = entry.get("source") or ""
-    return Mount(target, kind, source, attributes, tuple(data), recursive, propagation)
+    return Mount(target, kind, source, attributes, tuple(data), recursive, propagation, idmapped)
 
 
 def _namespaces(entries: "list[dict[str, str]] | tuple[()]") -> tuple[int, tuple[Join, ...]]:

@@ -2,6 +2,15 @@
 
 from typing import Any, NamedTuple
 
+Ids = tuple[tuple[int, int, int], ...]  # first inside, first outside, count
+
+
+class Mapping(NamedTuple):
+    """Of a user namespace; empty: the machine's own."""
+
+    uids: Ids
+    gids: Ids
+
 
 class Join(NamedTuple):
     """A namespace to enter: a CLONE_NEW flag and a path such as /proc/1/ns/net."""
@@ -21,6 +30,7 @@ class Mount(NamedTuple):
     data: tuple[tuple[str, str | None], ...]
     recursive: bool
     propagation: tuple[int, bool] | None
+    idmapped: bool = False  # its ids are the container's
 
 
 class Device(NamedTuple):
@@ -64,6 +74,7 @@ class Process(NamedTuple):
     rlimits: tuple[tuple[int, int, int], ...]
     oom_score_adj: int | None
     seccomp: str
+    mapping: Mapping
 
 
 class Plan(NamedTuple):

@@ -26,6 +26,7 @@ MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_IDMAP = 0x100000
 
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
@@ -55,6 +56,7 @@ PR_SET_KEEPCAPS = 8
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_NAME = 15
+PR_SET_SECUREBITS = 28
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
@@ -175,6 +177,18 @@ def mount_setattr(mount: int, set_: int, clear: int = 0, recursive: bool = False
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     attributes = struct.pack("QQQQ", set_, clear, 0, 0)
     _call("mount_setattr", _MOUNT_SETATTR, mount, b"", flags, attributes, len(attributes))
+
+
+def mount_idmap(mount: int, user_namespace: int) -> None:
+    """Have a detached mount show ids as the namespace maps them."""
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+    _call("mount_setattr", _MOUNT_SETATTR, mount, b"", AT_EMPTY_PATH, attributes, len(attributes))
+
+
+def set_file_ids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2), which tell of no error."""
+    _libc.setfsgid(gid)
+    _libc.setfsuid(uid)
 
 
 def read_only_copy(path: str) -> int:

@@ -1,5 +1,7 @@
 """What a create request comes to, and what is refused."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from common.model.container import (
 from common.model.image import ImageConfig
 from common.model.mounts import BindOptions, DriverConfig, Mount, VolumeOptions
 from common.model.task import HealthConfig
-from worker.engine import devices, files, modes, oci, points, propagation, request, signals
+from worker.engine import devices, files, modes, oci, points, propagation, remap, request, signals
 from worker.network.model import HostPort
 
 ALL = (1 << 41) - 1
@@ -325,3 +327,29 @@ def test_mounts_that_spread() -> None:
     assert propagation.tags_of("/mnt/with space/x", table) == {"shared", "master"}
     assert propagation.tags_of("/mnt/with spaces", table) == set()  # the later mount covers
     assert propagation.tags_of("/mntx", table) == set()
+
+
+def test_ranges_of_subordinate_ids() -> None:
+    text = "other:1:5\nme:100000:65536\nbad line\nme:300000:10\nme:x:1\n"
+    assert remap.ranges(text, "me") == ((0, 100_000, 65_536), (65_536, 300_000, 10))
+    assert remap.ranges(text, "nobody") == ()
+
+
+def test_remapping_is_read_and_refuses(tmp_path: Path) -> None:
+    assert remap.load("", tmp_path).note(HostConfig()) == ""
+    with pytest.raises(Invalid, match=r"subuid has no range for dockremap; add a line such as"):
+        remap.load("default", tmp_path)
+    (tmp_path / "subuid").write_text("me:100000:65536\n")
+    (tmp_path / "subgid").write_text("us:200000:65536\n")
+    users = remap.load("me:us", tmp_path)
+    assert json.loads(users.note(HostConfig())) == {
+        "uids": [[0, 100_000, 65_536]], "gids": [[0, 200_000, 65_536]],
+    }  # fmt: skip
+    assert users.note(HostConfig(userns_mode="host")) == ""
+    users.check(HostConfig(), "")
+    users.check(HostConfig(privileged=True, userns_mode="host"), "")
+    for host in (HostConfig(privileged=True), HostConfig(network_mode="host")):
+        with pytest.raises(Invalid, match="--userns=host only"):
+            users.check(host, "")
+    with pytest.raises(Invalid, match="/usr/bin/crun"):
+        users.check(HostConfig(), "/usr/bin/crun")
