@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from bench import containers_procs as procs
 IMAGE = "bench:latest"
 _ANSWER_S = 120.0
 _START_S = 30.0
+_PROJECT = Path(__file__).parents[1]
+_PACKAGES = ("common", "manager", "node", "worker")
 _HOLD = "ip link set lo up && echo ready && exec sleep infinity"
 
 
@@ -70,7 +73,9 @@ class Namespaces:
         if self._holder.stdout.readline() != b"ready\n":
             raise Failed("cannot make a network namespace")
 
-    def run(self, argv: Sequence[str], log: Path, cwd: Path) -> "subprocess.Popen[bytes]":
+    def run(
+        self, argv: Sequence[str], log: Path, cwd: Path, environment: dict[str, str]
+    ) -> "subprocess.Popen[bytes]":
         enter = ["nsenter", "--target", str(self._holder.pid), "--net", "--mount"]
         with log.open("ab") as file:
             return subprocess.Popen(
@@ -79,6 +84,7 @@ class Namespaces:
                 stdout=file,
                 stderr=file,
                 cwd=cwd,
+                env={**os.environ, **environment},
                 start_new_session=True,
             )
 
@@ -104,6 +110,9 @@ class HttpEngine:
     def _argv(self) -> list[str]:
         raise NotImplementedError
 
+    def _environment(self) -> dict[str, str]:
+        return {}
+
     @property
     def api(self) -> Connection:
         """This thread's connection."""
@@ -119,7 +128,7 @@ class HttpEngine:
 
     def launch(self) -> None:
         """Start the daemon; returns once its API answers."""
-        self._daemon = self._space.run(self._argv(), self._log, Path(__file__).parents[1])
+        self._daemon = self._space.run(self._argv(), self._log, _PROJECT, self._environment())
         until = time.monotonic() + _START_S
         while True:
             try:
@@ -228,6 +237,23 @@ class Shoald(HttpEngine):
             "--state-dir", str(self._base / "state"), "--run-dir", str(self._base / "run"),
             "--host", f"unix://{self._socket}",
         ]  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        """Compiled modules, as an installed daemon has them."""
+        return {"PYTHONPYCACHEPREFIX": f"{self._base}.pyc", "PYTHONDONTWRITEBYTECODE": ""}
+
+    def open(self, archive: bytes) -> None:
+        folders = [str(_PROJECT / name) for name in _PACKAGES]
+        compiling = [
+            sys.executable,
+            "-m",
+            "compileall",
+            "-q",
+            *folders,
+            sysconfig.get_path("purelib"),
+        ]
+        subprocess.run(compiling, env={**os.environ, **self._environment()}, check=False)
+        super().open(archive)
 
     @property
     def cgroup(self) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_KERNEL = ("Slab:", "KernelStack:", "PageTables:", "Percpu:")
+# Not the part of the slabs that caches files and is given back when memory is short.
+_KERNEL = ("SUnreclaim:", "KernelStack:", "PageTables:", "Percpu:")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
