@@ -252,7 +252,9 @@ class Networks:
         if existing is not None:
             return existing.sandbox
         _check(spec)
-        ports = await self._helper.run(self._machine.claim_ports, spec.id, spec.host_ports)
+        ports: tuple[HostPort, ...] = ()
+        if spec.host_ports:
+            ports = await self._helper.run(self._machine.claim_ports, spec.id, spec.host_ports)
         address = None
         try:
             if spec.mode == "private" and not self._isolated(spec):
