@@ -48,6 +48,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dns: tuple[str, ...] = ()  # upstream resolvers; default: the machine's
     insecure_registries: tuple[str, ...] = ()  # host[:port] reached by plain HTTP
     stop_grace_s: float = 10.0
+    container_open_files: int = 0  # soft limit in containers; default: that of the daemon's start
     log_level: str = "info"
     raft: RaftTiming = RaftTiming()
 
@@ -63,6 +64,8 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name, path in self.runtimes.items():
             if not path.startswith("/") or name == "shoal":
                 raise ValueError(f"runtimes.{name} = {path!r}: give another name and a full path")
+        if self.container_open_files < 0:
+            raise ValueError(f"container_open_files is {self.container_open_files}; use 0 or more")
         if self.stop_grace_s < 0:
             raise ValueError(f"stop_grace_s is {self.stop_grace_s:g}; use 0 or more")
 

@@ -20,6 +20,7 @@ from common import log
 from common.clock import SystemClock
 from common.config import DaemonConfig, load
 from common.errors import Forbidden, ShoalError
+from node.limits import raise_open_files
 from node.memory import frugal
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ def main(
         if os.geteuid() != 0:
             raise Forbidden("shoald must run as root: it makes namespaces, mounts and networks")
         frugal()
+        before = raise_open_files()
+        files = settings.container_open_files or before
+        settings = msgspec.structs.replace(settings, container_open_files=files)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings))
     except ShoalError as error:

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.errors import Conflict, Invalid, NotFound
@@ -200,3 +201,14 @@ async def test_nothing_remains(node: EngineNode) -> None:
         await node.engine.remove(container.id)
     assert os.listdir(node.config.state_dir / "containers") == []
     assert node.networks.sandboxes() == {}
+
+
+async def test_containers_may_open_fewer_files_than_the_keeper_holds(tmp_path: Path) -> None:
+    """As when the keeper has the stdio of more containers than the usual limit has numbers."""
+    node = EngineNode(tmp_path)
+    node.config = msgspec.structs.replace(node.config, container_open_files=8)
+    await node.restart(orderly=False)
+    try:
+        assert await run(node.engine, "ulimit -Sn") == (0, "8\n")
+    finally:
+        await node.close()

@@ -70,6 +70,7 @@ class Engine:
             config.cgroup_root,
             self._on_event,
             self._on_keeper_lost,
+            config.container_open_files,
         )
         self.events = EventBus(clock)
         self.volumes = Volumes(

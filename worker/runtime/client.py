@@ -39,12 +39,15 @@ class KeeperClient:
         cgroup_root: Path,
         on_event: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
+        open_files: int = 0,
     ) -> None:
+        """`open_files`: the soft limit of containers; 0: this process's own."""
         self._run_dir = run_dir
         self._containers = containers
         self._cgroup_root = cgroup_root
         self._on_event = on_event
         self._on_lost = on_lost
+        self._open_files = open_files
         self._connection: socket.socket | None = None
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
@@ -99,7 +102,7 @@ class KeeperClient:
         binary = sc.read_only_copy(os.path.realpath(sys.executable))
         arguments = [sys.executable, "-I", "-S", keeper.__file__]
         arguments += [str(self._run_dir), str(self._containers), str(theirs)]
-        arguments += [str(self._cgroup_root)]
+        arguments += [str(self._cgroup_root), str(self._open_files)]
         try:
             with open(self._run_dir / "keeper.log", "ab") as log:
                 process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """The keeper: parent of all containers of one daemon.
 
-    python -I -S keeper.py RUN_DIR CONTAINERS_DIR READY_FD CGROUP_ROOT
+    python -I -S keeper.py RUN_DIR CONTAINERS_DIR READY_FD CGROUP_ROOT OPEN_FILES
 
 One process, one thread, only the standard library. It starts containers, holds their stdio, writes
 their logs, reaps them and tells the daemon over RUN_DIR/keeper.sock; the daemon may come and go.
@@ -326,6 +326,7 @@ class Keeper:
 
 def main() -> int:
     run_dir, directory, ready, root = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    open_files = int(sys.argv[5])
     if os.fork():  # nobody's child but init's: the daemon may end without leaving a zombie
         os._exit(0)
     os.setsid()
@@ -342,6 +343,8 @@ def main() -> int:
     sc.trim_allocator()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if open_files:  # what the launcher is to find; the daemon has raised its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(open_files, most), most))
     try:
         keeper = Keeper(run_dir, directory, cgroups.detect(root), wire.listen(run_dir, SOCKET))
     except OSError as error:

@@ -263,16 +263,13 @@ class Launcher:
         self._finish(process, account_in(process), process.cwd, filter_, user_ns, False)
 
     def _detach(self, process: Process, stdio: Stdio) -> None:
-        """A session of its own, no signal ignored, the descriptors in place, the limits set."""
+        """A session of its own, no signal ignored, the descriptors in place."""
         os.setsid()
         for number in self._ignored:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for target, fd in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
             os.dup2(fd, target)
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
-        for limit, soft, hard in process.rlimits:
-            resource.setrlimit(limit, (soft, hard))
         if process.oom_score_adj is not None:
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write(str(process.oom_score_adj))
@@ -291,6 +288,10 @@ class Launcher:
         os.chdir(directory)
         if not os.getcwd().startswith("/"):  # "(unreachable)": outside the root (CVE-2024-21626)
             raise OSError(errno.ENOENT, f"the working directory {directory} is outside the root")
+        # Not before: above the keeper's own many descriptors the mounts could open none.
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
+        for limit, soft, hard in process.rlimits:
+            resource.setrlimit(limit, (soft, hard))
         environment = {**process.env}
         environment.setdefault("HOME", account.home)
         if not process.tty:
