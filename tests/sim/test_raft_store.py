@@ -13,6 +13,8 @@ import os
 import pytest
 
 from tests.support.raft_runs import run_store_in_new_loop
+from tests.support.raft_store_defects import restore_without_events
+from tests.support.raft_world import Violation
 
 GROUPS = 5
 SEEDS = int(os.environ.get("SEEDS", "100"))
@@ -39,3 +41,16 @@ def test_stores_under_faults(part: int) -> None:
         assert compared >= 20 * len(seeds)
         assert resynced >= len(seeds)
         assert moved >= 10 * len(seeds)
+
+
+def test_a_failing_run_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    restore_without_events(monkeypatch)
+    with pytest.raises(Violation, match="SEED=[0-9]+ TEST=test_stores_under_faults make sim") as e:
+        _run(range(20))
+    assert "the last events:" in str(e.value)
+    assert " -> m" in str(e.value)
+
+
+def _run(seeds: range) -> None:
+    for seed in seeds:
+        run_store_in_new_loop(seed)
