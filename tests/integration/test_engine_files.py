@@ -299,3 +299,24 @@ async def test_a_layer_of_the_changes_makes_the_same_files(engine: Engine, tmp_p
     assert not {"etc/group", "srv/seed"} & set(exported)
     assert exported["second"].linkname == "new"
     assert await engine.files.size(ref) == len("new\n") + len("y\n")
+
+
+async def test_containers_made_at_once_share_a_new_volume(engine: Engine) -> None:
+    """The image's content goes into it once."""
+    body = ContainerCreate(
+        image="busybox", cmd=("true",), host_config=HostConfig(binds=("both:/srv",))
+    )
+    await asyncio.gather(*(engine.create(body) for _ in range(6)))
+    assert os.listdir(engine.volumes.path("both")) == ["seed"]
+
+
+async def test_a_volume_that_was_half_filled_is_filled_again(node: EngineNode) -> None:
+    volume = await node.engine.volumes.create("half")
+    path = node.engine.volumes.path(volume["Name"])
+    (path / "part").touch()
+    (path.parent / "filling").touch()  # as a crash leaves it
+    await node.restart(orderly=False)
+    assert os.listdir(path) == []
+    host = HostConfig(binds=("half:/srv",))
+    await node.engine.create(ContainerCreate(image="busybox", cmd=("true",), host_config=host))
+    assert os.listdir(path) == ["seed"]

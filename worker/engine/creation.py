@@ -124,6 +124,8 @@ class Creation:
                 owner=owner,
             )
             await asyncio.to_thread(self._disk.create, record)
+            for volume in made:
+                await asyncio.to_thread(self._volumes.settle, volume)
         except BaseException:
             self._names.free(chosen, container_id)
             for volume in made:
@@ -192,13 +194,16 @@ class Creation:
         if point.type != "volume":
             return point
         known = {volume["Name"] for volume in self._volumes.list()}
-        volume = await self._volumes.create(point.name, labels=dict(wish.labels))
+        volume = await self._volumes.create(
+            point.name, labels=dict(wish.labels), pending=point.anonymous
+        )
         name = volume["Name"]
         if name not in known and point.anonymous:
             made.append(name)
         path = self._volumes.path(name)
         if wish.copy:
-            await asyncio.to_thread(copy_up, lower, point.destination, path)
+            async with self._volumes.filling(name):
+                await asyncio.to_thread(copy_up, lower, point.destination, path)
         return msgspec.structs.replace(point, name=name, source=str(path))
 
     async def rename(self, container: Container, name: str) -> None:

@@ -306,14 +306,16 @@ class Engine:
             container.current.status = "removing"
             await self._lifecycle.release(container)
             await asyncio.to_thread(self._memory.remove, container.id)
+            for name in _anonymous(container) if volumes else ():
+                await asyncio.to_thread(self.volumes.doom, name)
             await asyncio.to_thread(self._disk.remove, container.id)
             del self._containers[container.id]
             self._names.free(container.name, container.id)
             container.removed = True
         if volumes:
-            for point in container.record.mounts:
-                if point.anonymous and point.name and not self._volume_users(point.name):
-                    await self.volumes.remove(point.name, force=True)
+            for name in _anonymous(container):
+                if not self._volume_users(name):
+                    await self.volumes.remove(name, force=True)
         self._lifecycle.publish(container, "destroy")
         self._logs.grown(container.id)
         container.changed()
@@ -514,3 +516,8 @@ class Engine:
             for container in self._containers.values()
             if any(point.name == name for point in container.record.mounts)
         ]
+
+
+def _anonymous(container: Container) -> list[str]:
+    """The volumes that were made for it alone."""
+    return [point.name for point in container.record.mounts if point.anonymous and point.name]

@@ -1,17 +1,21 @@
 """Volumes of one node: folders that outlive containers.
 
 volumes/NAME/_data        the content
+volumes/NAME/filling      while the image's content is copied into a new one
+volumes/NAME/pending      while the container that it is for is being made, or removed with it
 volumes/NAME/volume.json  labels and when it was made; written last, so it marks a whole volume
 """
 
 import asyncio
 import contextlib
 import datetime as dt
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -21,7 +25,7 @@ from common.ids import Ids
 from worker.volumes.measure import folder_size
 
 _NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}$")
-_META = "volume.json"
+_META, _FILLING, _PENDING = "volume.json", "filling", "pending"
 ANONYMOUS = "com.docker.volume.anonymous"
 
 Filters = dict[str, list[str]]
@@ -52,10 +56,42 @@ class Volumes:
         self._publish = publish
         self._in_use = in_use
         self._volumes: dict[str, Volume] = {}
+        # Held by who fills a volume, and gone with the last of them.
+        self._fills: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
         """Find what is on disk; a half-made or half-removed volume is cleared away."""
         self._volumes = await asyncio.to_thread(self._load)
+        for name in self._volumes:
+            if not self._in_use(name):
+                await asyncio.to_thread(self._empty_half_filled, name)
+        for name in list(self._volumes):
+            if not self._in_use(name) and (self._root / name / _PENDING).exists():
+                del self._volumes[name]
+                await asyncio.to_thread(self._destroy, name)
+            else:
+                await asyncio.to_thread(self.settle, name)
+
+    def _empty_half_filled(self, name: str) -> None:
+        """A crash came while it was filled: the next container that has it fills it again."""
+        folder = self._root / name
+        if (folder / _FILLING).exists():
+            shutil.rmtree(folder / "_data", ignore_errors=True)
+            (folder / "_data").mkdir(exist_ok=True)
+            (folder / _FILLING).unlink()
+
+    @contextlib.asynccontextmanager
+    async def filling(self, name: str) -> AsyncIterator[None]:
+        """While what an image has goes into a volume; one at a time fills it."""
+        lock = self._fills.setdefault(name, asyncio.Lock())
+        mark = self._root / self._find(name).name / _FILLING
+        async with lock:
+            empty = not await asyncio.to_thread(os.listdir, self.path(name))
+            if empty:
+                await asyncio.to_thread(mark.touch)
+            yield
+            if empty:
+                await asyncio.to_thread(mark.unlink, True)
 
     def _load(self) -> dict[str, Volume]:
         self._root.mkdir(parents=True, exist_ok=True)
@@ -129,8 +165,13 @@ class Volumes:
         driver: str = "",
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
+        pending: bool = False,
     ) -> dict[str, Any]:
-        """Make it if it is not there, as Docker does. Raises Invalid, NotImplementedHere."""
+        """Make it if it is not there, as Docker does. Raises Invalid, NotImplementedHere.
+
+        `pending`: it is for a container that is being made, and goes if that never comes to be;
+        `settle` ends this.
+        """
         if driver not in ("", "local"):
             raise NotImplementedHere(f"volume driver {driver!r} is not supported; use local")
         if options:
@@ -147,16 +188,27 @@ class Volumes:
             volume = Volume(name=name, created_at=self._clock.now(), labels=own)
             self._volumes[name] = volume
             try:
-                await asyncio.to_thread(self._make, volume)
+                await asyncio.to_thread(self._make, volume, pending)
             except OSError:
                 del self._volumes[name]
                 raise
             self._publish("volume", "create", name, {"driver": "local"})
         return self._json(self._volumes[name])
 
-    def _make(self, volume: Volume) -> None:
+    def settle(self, name: str) -> None:
+        """The container that it was made for is there. Blocking."""
+        (self._root / name / _PENDING).unlink(missing_ok=True)
+
+    def doom(self, name: str) -> None:
+        """It is to go with its container, also if a crash comes between the two. Blocking."""
+        with contextlib.suppress(FileNotFoundError):
+            (self._root / name / _PENDING).touch()
+
+    def _make(self, volume: Volume, pending: bool) -> None:
         folder = self._root / volume.name
         (folder / "_data").mkdir(parents=True, exist_ok=True)
+        if pending:
+            (folder / _PENDING).touch()
         folder.chmod(0o701)
         temporary = folder / f".{_META}"
         temporary.write_bytes(msgspec.json.encode(volume))
