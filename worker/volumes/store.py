@@ -56,8 +56,8 @@ class Volumes:
         self._publish = publish
         self._in_use = in_use
         self._volumes: dict[str, Volume] = {}
-        # Held by who fills a volume, and gone with the last of them.
-        self._fills: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # Held by who makes or fills a volume, and gone with the last of them.
+        self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
         """Find what is on disk; a half-made or half-removed volume is cleared away."""
@@ -83,7 +83,7 @@ class Volumes:
     @contextlib.asynccontextmanager
     async def filling(self, name: str) -> AsyncIterator[None]:
         """While what an image has goes into a volume; one at a time fills it."""
-        lock = self._fills.setdefault(name, asyncio.Lock())
+        lock = self._busy.setdefault(name, asyncio.Lock())
         mark = self._root / self._find(name).name / _FILLING
         async with lock:
             empty = not await asyncio.to_thread(os.listdir, self.path(name))
@@ -184,15 +184,12 @@ class Volumes:
             raise Invalid(
                 f"volume name {name!r} includes invalid characters: only [a-zA-Z0-9_.-] are allowed"
             )
-        if name not in self._volumes:
-            volume = Volume(name=name, created_at=self._clock.now(), labels=own)
-            self._volumes[name] = volume
-            try:
+        async with self._busy.setdefault(name, asyncio.Lock()):
+            if name not in self._volumes:
+                volume = Volume(name=name, created_at=self._clock.now(), labels=own)
                 await asyncio.to_thread(self._make, volume, pending)
-            except OSError:
-                del self._volumes[name]
-                raise
-            self._publish("volume", "create", name, {"driver": "local"})
+                self._volumes[name] = volume
+                self._publish("volume", "create", name, {"driver": "local"})
         return self._json(self._volumes[name])
 
     def settle(self, name: str) -> None:
