@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from worker.runtime import launch, mounts, record, users
+from worker.runtime import execution, interior, launch, mounts, record, users
 from worker.runtime import syscalls as sc
 from worker.runtime.held import Container, Ends, Process
 from worker.runtime.link import Link
@@ -70,7 +70,7 @@ def configuration(
     return plain | {"ociVersion": _VERSION, "mounts": mounts, "process": process, "linux": linux}
 
 
-def complaint(log: str) -> launch.Failure:
+def complaint(log: str) -> execution.Failure:
     """What a runtime wrote of its failure, with the exit code that Docker gives for it. Pure."""
     messages = []
     for line in log.splitlines():
@@ -85,7 +85,7 @@ def complaint(log: str) -> launch.Failure:
         code = 127
     elif "permission denied" in lower or "is a directory" in lower:
         code = 126
-    return launch.Failure(code, text)
+    return execution.Failure(code, text)
 
 
 class Foreign:
@@ -188,7 +188,7 @@ class Foreign:
             return
         self._reactor.forget(starter.pidfd)
         os.close(starter.pidfd)
-        failure = launch.failure(os.read(starter.report, 4096))
+        failure = execution.failure(os.read(starter.report, 4096))
         os.close(starter.report)
         starter.report = -1
         folder = f"{container.folder}/{FOLDER}"
@@ -197,9 +197,9 @@ class Foreign:
         process = None
         if failure is None:
             process = _open(_text(f"{folder}/{_PID}"))
-            failure = None if process else launch.Failure(128, "the runtime left no process")
+            failure = None if process else execution.Failure(128, "the runtime left no process")
         if process is None or failure is not None:
-            self._failed(container, steps, starter, failure or launch.Failure(128, ""))
+            self._failed(container, steps, starter, failure or execution.Failure(128, ""))
             return
         process.number, process.session = starter.number, starter.session
         self.adopt(container, steps)
@@ -211,7 +211,7 @@ class Foreign:
             self._link.send({"n": starter.number, "ok": answer})
 
     def _failed(
-        self, container: Container, steps: Plan, starter: Process, failure: launch.Failure
+        self, container: Container, steps: Plan, starter: Process, failure: execution.Failure
     ) -> None:
         self._close_console(container)
 
@@ -306,10 +306,10 @@ def _become(folder: str, steps: Plan, stdio: launch.Stdio, command: list[str]) -
     with contextlib.suppress(OSError):  # crun refuses machines that have both versions of cgroups
         sc.unmount("/sys/fs/cgroup/unified", sc.MNT_DETACH)
     mounts.prepare_root(steps)
-    account = launch.account_in(steps.process, steps.root)
+    account = interior.account_in(steps.process, steps.root)
     with open(f"{folder}/config.json") as file:
         config = json.load(file)
-    available = launch.available_names()
+    available = interior.available_names()
     with open(f"{folder}/{FOLDER}/{_CONFIG}", "w") as file:
         json.dump(configuration(config, account, available), file)
     os.chdir("/")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from worker.runtime import launch, record, relay
+from worker.runtime import execution, record, relay
 
 
 class Refusal(Exception):
@@ -23,7 +23,7 @@ class Process:
         self.report = report
         self.number = 0  # of the request that waits for the start …
         self.session = 0  # … and the daemon's connection that it came by
-        self.failure: launch.Failure | None = None
+        self.failure: execution.Failure | None = None
         self.attempts = 0  # to learn the exit code of an adopted process
         self.mine = True  # False: adopted, so another process reaps it
 

@@ -6,30 +6,24 @@ or `os._exit`, never by returning. What fails is told over a pipe that the exec 
 
 import contextlib
 import errno
-import fcntl
 import os
 import resource
 import signal
-import socket
-import stat
-import struct
 import sys
-import termios
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from worker.runtime import capabilities, mounts, userns, users
+from worker.runtime import capabilities, interior, mounts, userns, users
 from worker.runtime import init as pid_one
 from worker.runtime import syscalls as sc
 from worker.runtime.cgroups import Hierarchy
+from worker.runtime.execution import NotExecutable, execute, find_executable, tell
 from worker.runtime.steps import Capabilities, Plan, Process
 
 if TYPE_CHECKING:
     from worker.runtime.hooks import Gate  # the keeper need not load what runs hooks
 
 _NEVER_RESET = {signal.SIGKILL, signal.SIGSTOP}
-_TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
-_READ_LIMIT = 1 << 20  # of the image's passwd and group files
 
 
 class Stdio(NamedTuple):
@@ -39,19 +33,6 @@ class Stdio(NamedTuple):
     stdout: int
     stderr: int
     console: int = -1
-
-
-class Failure(NamedTuple):
-    """Why a process did not start. `code` is the exit code Docker gives: 126, 127 or 128."""
-
-    code: int
-    message: str
-
-
-class _NotExecutable(Exception):
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class _Stage(NamedTuple):
@@ -175,12 +156,12 @@ class Launcher:
             # Once the root has changed, a module would be loaded from the image.
             sys.meta_path.clear()
             body()
-        except _NotExecutable as error:
-            _tell(report, error.code, str(error))
+        except NotExecutable as error:
+            tell(report, error.code, str(error))
         except OSError as error:
-            _tell(report, 128, error.strerror or str(error))
+            tell(report, 128, error.strerror or str(error))
         except BaseException as error:  # noqa: BLE001 - nothing may return into the keeper's loop
-            _tell(report, 128, str(error) or type(error).__name__)
+            tell(report, 128, str(error) or type(error).__name__)
         finally:
             os._exit(127)
 
@@ -206,11 +187,11 @@ class Launcher:
         if stage.connected >= 0:
             _await_network(stage.connected)
         if process.tty:
-            _console(process, stage.stdio.console, bind=True)
-        _write_sysctls(plan)
+            interior.console(process, stage.stdio.console, bind=True)
+        interior.write_sysctls(plan)
         mounts.hide(plan.masked, plan.read_only)
-        account = account_in(process)
-        directory = _make_cwd(process.cwd)
+        account = interior.account_in(process)
+        directory = interior.make_cwd(process.cwd)
         if plan.root_read_only:
             sc.mount_setattr(root, sc.MOUNT_ATTR_RDONLY)
         os.umask(0o022)
@@ -258,9 +239,9 @@ class Launcher:
             | sc.CLONE_NEWCGROUP,
         )  # fmt: skip
         if process.tty:
-            _console(process, stdio.console, bind=False)
+            interior.console(process, stdio.console, bind=False)
         user_ns = container if process.mapping.uids else -1
-        self._finish(process, account_in(process), process.cwd, filter_, user_ns, False)
+        self._finish(process, interior.account_in(process), process.cwd, filter_, user_ns, False)
 
     def _detach(self, process: Process, stdio: Stdio) -> None:
         """A session of its own, no signal ignored, the descriptors in place."""
@@ -295,7 +276,7 @@ class Launcher:
         environment = {**process.env}
         environment.setdefault("HOME", account.home)
         if not process.tty:
-            _own_stdio(userns.outside(process.mapping.uids, account.uid))
+            interior.own_stdio(userns.outside(process.mapping.uids, account.uid))
         if user_ns >= 0:
             sc.setns(user_ns, sc.CLONE_NEWUSER)
         if filter_ and not process.no_new_privileges:
@@ -309,7 +290,7 @@ class Launcher:
         if init:
             pid_one.become(process.tty)
         sc.close_on_exec_from(3 if gate is None else 3 + gate.preserved)
-        _exec(path, process.args, environment)
+        execute(path, process.args, environment)
 
     def _drop(self, process: Process, account: users.Account) -> None:
         caps = Capabilities(*(kind & self._available for kind in process.capabilities))
@@ -332,159 +313,7 @@ class Launcher:
                 sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_RAISE, bit)
 
 
-def failure(report: bytes) -> Failure | None:
-    """What a child wrote to its pipe before it died; None: nothing, so it has executed."""
-    if not report:
-        return None
-    code, _, message = report.partition(b"\0")
-    return Failure(int(code), message.decode(errors="replace"))
-
-
-def find_executable(name: str, path: str, directory: str = ".") -> str:
-    """As a shell in `directory` would find `name`. Raises _NotExecutable: 127 missing, 126 not
-    allowed."""
-    if "/" in name:
-        _check_executable(os.path.join(directory, name), name)
-        return name
-    refused = None
-    for folder in path.split(":"):
-        candidate = f"{folder or directory}/{name}"
-        try:
-            _check_executable(candidate, name)
-        except _NotExecutable as error:
-            refused = error if error.code == 126 else refused
-        else:
-            return candidate
-    raise refused or _NotExecutable(127, f'exec: "{name}": executable file not found in $PATH')
-
-
-def _check_executable(path: str, name: str) -> None:
-    try:
-        mode = os.stat(path).st_mode
-    except PermissionError:
-        raise _NotExecutable(126, f'exec: "{name}": permission denied') from None
-    except OSError:
-        text = f'exec: "{name}": stat {path}: no such file or directory'
-        raise _NotExecutable(127, text) from None
-    if stat.S_ISDIR(mode):
-        raise _NotExecutable(126, f'exec: "{name}": is a directory')
-    if not mode & 0o111:
-        raise _NotExecutable(126, f'exec: "{name}": permission denied')
-
-
-def _exec(path: str, args: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
-    try:
-        os.execve(path, args, environment)
-    except FileNotFoundError:
-        text = f"exec {path}: no such file or directory (is its interpreter in the image?)"
-        raise _NotExecutable(127, text) from None
-    except OSError as error:
-        code = 126 if error.errno in (errno.EACCES, errno.ENOEXEC, errno.EPERM) else 128
-        text = (error.strerror or "").lower()
-        raise _NotExecutable(code, f"exec {path}: {text}") from None
-
-
 def _await_network(connected: int) -> None:
     """The pipe closes without a byte if the daemon failed, or is gone."""
     if os.read(connected, 1) != b"\1":
         raise OSError(errno.ECANCELED, "the container's network could not be made")
-
-
-def _tell(report: int, code: int, message: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(report, f"{code}\0{message}".encode(errors="replace")[:4000])
-
-
-def account_in(process: Process, root: str = "/") -> users.Account:
-    """Who the process is to be, by the files of the image at `root`. Raises UserError."""
-    identity = process.identity
-    return users.resolve(
-        identity.user,
-        identity.groups,
-        _read_inside("/etc/passwd", root),
-        _read_inside("/etc/group", root),
-    )
-
-
-def available_names() -> list[str]:
-    """The capabilities that this machine can give."""
-    own = capabilities.own()
-    return [name for bit, name in enumerate(capabilities.NAMES) if own >> bit & 1]
-
-
-def _read_inside(path: str, top: str) -> str:
-    """A file of the image; empty if missing. Its links may lead anywhere but out of the root."""
-    root = os.open(top, os.O_PATH | os.O_CLOEXEC)
-    try:
-        flags, resolve = os.O_RDONLY | os.O_NONBLOCK, sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
-        fd = sc.openat2(root, path, flags, resolve)
-    except OSError:
-        return ""
-    finally:
-        os.close(root)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return ""
-        return os.read(fd, _READ_LIMIT).decode(errors="replace")
-    finally:
-        os.close(fd)
-
-
-def _make_cwd(path: str) -> str:
-    if not path.startswith("/"):
-        raise OSError(errno.EINVAL, f"the working directory {path!r} is not an absolute path")
-    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    try:
-        os.close(mounts.open_target(root, path, directory=True))
-    except OSError as error:
-        text = f"cannot make the working directory {path}: {error.strerror}"
-        raise OSError(error.errno, text) from error
-    finally:
-        os.close(root)
-    return path
-
-
-def _write_sysctls(plan: Plan) -> None:
-    for path, value in plan.sysctls:
-        try:
-            with open(f"/proc/sys/{path}", "w") as file:
-                file.write(value)
-        except OSError as error:
-            text = f"sysctl {path.replace('/', '.')}={value}: {error.strerror}"
-            raise OSError(error.errno, text) from error
-
-
-def _console(process: Process, channel: int, bind: bool) -> None:
-    """A terminal of the container's own devpts, made the controlling one; its master goes out."""
-    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-    slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
-    if any(process.size):
-        rows, columns = process.size
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    if bind:
-        os.close(os.open("/dev/console", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        tree = mounts.clone("", at=slave)
-        sc.move_mount(tree, sc.AT_FDCWD, "/dev/console")
-        os.close(tree)
-    with socket.socket(fileno=os.dup(channel)) as peer:
-        socket.send_fds(peer, [b"tty"], [master])
-    os.close(master)
-    account = account_in(process)
-    os.fchown(slave, userns.outside(process.mapping.uids, account.uid), -1)
-    for target in range(3):
-        os.dup2(slave, target)
-    os.close(slave)
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def _own_stdio(uid: int) -> None:
-    """A process may open /dev/stdout again, so its pipes must be its own."""
-    null = os.stat("/dev/null") if os.path.exists("/dev/null") else None
-    for fd in range(3):
-        info = os.fstat(fd)
-        if null is not None and info.st_rdev == null.st_rdev and stat.S_ISCHR(info.st_mode):
-            continue
-        if info.st_uid != uid:
-            with contextlib.suppress(OSError):  # a socket, or a pipe of another namespace
-                os.fchown(fd, uid, -1)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from worker.runtime import bundle as bundles
-from worker.runtime import cgroups, hooks, launch, plan, record, seccomp_profile
+from worker.runtime import cgroups, execution, hooks, launch, plan, record, seccomp_profile
 from worker.runtime import syscalls as sc
 from worker.runtime.steps import Plan
 
@@ -243,7 +243,7 @@ class Containers:
                 steps, container, self.plan(identity).cgroup, stdio, reported
             )
             os.close(reported)
-            failure = launch.failure(os.read(report, 4096))
+            failure = execution.failure(os.read(report, 4096))
             if failure is not None:
                 os.waitpid(pid, 0)
                 raise RuntimeFailure(failure.message, failure.code)
@@ -303,7 +303,7 @@ def _await_created(report: int) -> None:
     text = os.read(report, 4096)
     if text == hooks.CREATED:
         return
-    failure = launch.failure(text)
+    failure = execution.failure(text)
     if failure is None:
         raise RuntimeFailure("the container's process ended before it was created")
     raise RuntimeFailure(failure.message, failure.code)

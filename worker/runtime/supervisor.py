@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from worker.runtime import cgroups, launch, record
+from worker.runtime import cgroups, execution, record
 from worker.runtime.held import Container, Process
 from worker.runtime.link import Link
 from worker.runtime.reactor import READ, URGENT, Reactor
@@ -58,7 +58,7 @@ class Supervisor:
         try:
             record.save(container.folder, container.record)
         except OSError as error:
-            process.failure = launch.Failure(128, f"cannot write its record: {error.strerror}")
+            process.failure = execution.Failure(128, f"cannot write its record: {error.strerror}")
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
 
     def follow(self, container: Container, process: Process) -> None:
@@ -90,7 +90,7 @@ class Supervisor:
         text = os.read(process.report, 4096)
         os.close(process.report)
         process.report = -1
-        process.failure = process.failure or launch.failure(text)
+        process.failure = process.failure or execution.failure(text)
         return process.failure is None
 
     # --- … to the end
@@ -131,7 +131,7 @@ class Supervisor:
         self._link.send(self.describe("exit", container))
 
     def _start_failed(
-        self, container: Container, failure: launch.Failure, process: Process
+        self, container: Container, failure: execution.Failure, process: Process
     ) -> None:
         record.forget(container.folder)
         del self.containers[container.id]
