@@ -265,8 +265,10 @@ class Shoald(HttpEngine):
         found = [pid for pid in self.helpers() if procs.name(pid) == "shoal-keeper"]
         return found[0] if found else 0
 
-    def folder(self, reference: str) -> Path:
-        return self._base / "state" / "containers" / reference
+    def close(self) -> None:
+        super().close()
+        procs.remove_cgroup(self.cgroup)
+        shutil.rmtree(f"{self._base}.pyc", ignore_errors=True)
 
 
 class Dockerd(HttpEngine):
