@@ -85,6 +85,7 @@ class HostConfig(Model, frozen=True, kw_only=True):
     auto_remove: bool = _f(default_factory=bool)
     log_config: LogConfig = _f(default_factory=LogConfig)
     mounts: tuple[Mount, ...] | None = None
+    volumes_from: tuple[str, ...] | None = None
     tmpfs: dict[str, str] | None = None
     cap_add: tuple[str, ...] | None = None
     cap_drop: tuple[str, ...] | None = None
@@ -134,6 +135,7 @@ class HostConfig(Model, frozen=True, kw_only=True):
     masked_paths: tuple[str, ...] | None = None
     readonly_paths: tuple[str, ...] | None = None
     runtime: str = ""
+    container_id_file: str = _f(default="", name="ContainerIDFile")  # written by the client
 
 
 class EndpointIPAM(Model, frozen=True, kw_only=True):

@@ -18,6 +18,8 @@ from node.api.routes import Route, json_response
 from node.api.streaming import json_objects
 from worker.engine.container import Container
 from worker.engine.updating import ContainerUpdate
+from worker.images.images import Image
+from worker.images.manifest import Platform, platform
 
 STATS_S = 1.0  # from one sample to the next
 
@@ -65,10 +67,11 @@ class ContainerRoutes:
         return json_response(rows)
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        body.refuse(request, "platform")
         spec = await body.read(request, ContainerCreate)
         if not spec.image:
             raise Invalid("Image is missing: name the image that the container is made from")
+        if wanted := request.query.get("platform"):
+            check_platform(self._daemon.images.get(spec.image), wanted)
         container_id = await self._daemon.engine.create(spec, request.query.get("name", ""))
         return json_response({"Id": container_id, "Warnings": []}, status=201)
 
@@ -220,6 +223,13 @@ class ContainerRoutes:
                 before = await self._daemon.engine.stats(container_id, before)
                 yield before
                 await asyncio.sleep(STATS_S)
+
+
+def check_platform(image: Image, wanted: str) -> None:
+    """Raises NotFound, upon which clients pull the image that they want; Invalid."""
+    own = Platform(os=image.os, architecture=image.architecture, variant=image.variant)
+    if not own.suits(platform(wanted)):
+        raise NotFound(f"image {image.id} is for {own}, not for the specified platform {wanted}")
 
 
 async def sizes(daemon: Daemon, container: Container) -> dict[str, int]:

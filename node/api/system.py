@@ -101,7 +101,7 @@ class SystemRoutes:
                     "Volume": ["local"],
                     "Network": ["bridge", "host", "none", "overlay"],
                     "Authorization": None,
-                    "Log": ["json-file"],
+                    "Log": ["json-file", "local", "none"],
                 },
                 "MemoryLimit": True,
                 "SwapLimit": False,

@@ -285,3 +285,26 @@ def test_debug_beside_a_container_from_scratch(docker: Docker, tmp_path: Path) -
     assert docker("ps", "-a", "--format", "{{.Names}}") == "bare"
     docker("rm", "-f", "bare")
     assert "not running" in debug("bare").stderr or "No such container" in debug("bare").stderr
+
+
+def test_flags_of_run(docker: Docker, tmp_path: Path) -> None:
+    """docker run: --volumes-from with :ro, --cidfile, --platform, --cpus, --cpuset-cpus, --pid."""
+    lender = sleeper(
+        docker, "lender", "-v", "/lent", "-v", "lentvol:/vol", script="echo x >/lent/f"
+    )
+    run = ["run", "--rm", "--volumes-from"]
+    assert docker(*run, lender, "box:1", "sh", "-c", "echo y >/lent/g; cat /lent/f") == "x"
+    assert "Read-only" in docker.refused(*run, f"{lender}:ro", "box:1", "touch", "/vol/f")
+    own = ["-v", str(tmp_path) + ":/vol"]
+    docker(*run, lender, *own, "box:1", "touch", "/vol/mine")
+    assert (tmp_path / "mine").exists()
+    assert docker("exec", lender, "cat", "/lent/g") == "y"
+    assert "No such container" in docker.refused(*run, "nosuch", "box:1", "true")
+    docker(
+        "run", "--rm", "--cidfile", str(tmp_path / "id"), "--cpus", "0.5", "--cpu-shares", "512",
+        "--cpuset-cpus", "0", "--platform", f"linux/{images.architecture()}", "box:1", "true",
+    )  # fmt: skip
+    assert len((tmp_path / "id").read_text()) == 64
+    assert "sleep" in docker("run", "--rm", "--pid", f"container:{lender}", "box:1", "ps")
+    assert docker.run("run", "--rm", "--platform", "linux/s390x", "box:1", "true").returncode != 0
+    docker("rm", "-f", "-v", lender)

@@ -100,7 +100,12 @@ class Creation:
         body = msgspec.structs.replace(body, host_config=host)
         config, line = request.merged(self._named(body, container_id), image.config)
         mode, attachments = self._networks_of(body, attachments)
-        wishes = points.wishes(config, host)
+        inherited = self._inherited(host)
+        wishes = [
+            wish
+            for wish in points.wishes(config, host)
+            if not (wish.declared and wish.point.destination in inherited)
+        ]
         chosen = self._names.take(name, container_id)
         made: list[str] = []
         try:
@@ -116,7 +121,7 @@ class Creation:
                 networking=body.networking_config,
                 path=line[0],
                 args=line[1:],
-                mounts=tuple(mounts),
+                mounts=points.joined(mounts, inherited),
                 files=files,
                 network_mode=mode,
                 attachments=attachments,
@@ -133,6 +138,19 @@ class Creation:
             await asyncio.to_thread(self._disk.remove, container_id)
             raise
         return Container(record, State())
+
+    def _inherited(self, host: HostConfig) -> dict[str, MountPoint]:
+        """The volumes and binds of other containers (`--volumes-from`), by destination."""
+        found: dict[str, MountPoint] = {}
+        for text in host.volumes_from or ():
+            ref, mode = points.volumes_from(text)
+            try:
+                others = self._find(ref).record.mounts
+            except NotFound as error:
+                # Not NotFound: clients take that for a missing image and go and pull it.
+                raise Invalid(f"HostConfig.VolumesFrom: {error}") from error
+            found |= points.lent(others, read_only=mode == "ro")
+        return found
 
     def _with_donors(self, host: HostConfig) -> HostConfig:
         """`container:NAME` with ids, so that a new name changes nothing."""

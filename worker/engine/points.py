@@ -20,6 +20,7 @@ class Wish(msgspec.Struct, frozen=True):
     make_source: bool = False  # a bind of a folder that need not exist
     labels: tuple[tuple[str, str], ...] = ()  # of a volume to make
     copy: bool = False  # fill a new volume from the image
+    declared: bool = False  # only because the image, or the configuration, names the place
 
 
 def wishes(config: ContainerConfig, host: HostConfig) -> list[Wish]:
@@ -39,8 +40,31 @@ def wishes(config: ContainerConfig, host: HostConfig) -> list[Wish]:
         clean = destination(target)
         if clean not in seen:
             point = MountPoint(type="volume", destination=clean, anonymous=True)
-            found.append(Wish(point, copy=True))
+            found.append(Wish(point, copy=True, declared=True))
     return found
+
+
+def volumes_from(text: str) -> tuple[str, str]:
+    """CONTAINER[:ro|rw] as its parts. Raises Invalid."""
+    ref, _, mode = text.partition(":")
+    if not ref or mode not in ("", "ro", "rw"):
+        raise Invalid(f"invalid mode: HostConfig.VolumesFrom {text!r}: write CONTAINER[:ro|rw]")
+    return ref, mode
+
+
+def lent(mounts: tuple[MountPoint, ...], read_only: bool) -> dict[str, MountPoint]:
+    """What another container takes over of `mounts`, by destination."""
+    return {
+        point.destination: msgspec.structs.replace(point, read_only=point.read_only or read_only)
+        for point in mounts
+        if point.type != "tmpfs"
+    }
+
+
+def joined(own: list[MountPoint], inherited: dict[str, MountPoint]) -> tuple[MountPoint, ...]:
+    """All mounts; what was asked for goes before what another container lends."""
+    taken = {point.destination for point in own}
+    return (*own, *(point for place, point in inherited.items() if place not in taken))
 
 
 def destination(path: str) -> str:
