@@ -18,7 +18,7 @@ _COMMANDS = {
     "secret": "cli.secret:secret",
     "config": "cli.secret:config",
     "image": "cli.image:image",
-    "container": "cli.container:container",
+    "container": "cli.container_verbs:container",
     "debug": "cli.debug:debug",
     "info": "cli.system:info",
     "version": "cli.system:show_version",

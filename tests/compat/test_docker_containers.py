@@ -308,3 +308,31 @@ def test_flags_of_run(docker: Docker, tmp_path: Path) -> None:
     assert "sleep" in docker("run", "--rm", "--pid", f"container:{lender}", "box:1", "ps")
     assert docker.run("run", "--rm", "--platform", "linux/s390x", "box:1", "true").returncode != 0
     docker("rm", "-f", "-v", lender)
+
+
+def test_the_same_verbs_of_shoal(docker: Docker) -> None:
+    """shoal container: every verb that changes a container, against the same daemon."""
+    sleeper(docker, "ours", script="echo x >/new")
+
+    def shoal(*arguments: str) -> str:
+        env = docker.env | {"SHOAL_HOST": docker.machine.host, "PYTHONWARNINGS": "error"}
+        done = subprocess.run(
+            [sys.executable, "-m", "cli.main", "container", *arguments],
+            env=env, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert shoal("pause", "ours") == shoal("unpause", "ours") == "ours"
+    assert "sleep 1000" in shoal("top", "ours")
+    assert "A /new" in shoal("diff", "ours").splitlines()
+    assert shoal("commit", "-m", "why", "ours", "ours:1").startswith("sha256:")
+    shoal("rename", "ours", "own")
+    shoal("restart", "-t", "0", "own")
+    assert shoal("kill", "own") == "own"
+    assert shoal("wait", "own") == "137"
+    shoal("start", "own")
+    shoal("kill", "-s", "KILL", "own")
+    assert "Space made" in shoal("prune", "--force")
+    assert docker("ps", "-aq") == ""
+    docker("rmi", "ours:1")
