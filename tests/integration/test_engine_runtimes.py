@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,27 @@ async def test_the_keeper_dies_during_the_start(node: EngineNode, runtime: str) 
             while not engine._keeper._established:  # noqa: ASYNC110 - it has no event for this
                 await asyncio.sleep(0.01)
         await engine.remove(ref, force=True)
+
+
+@pytest.mark.parametrize("runtime", ["shoal", *OTHERS])
+async def test_nothing_is_executed_before_the_network_is_there(
+    node: EngineNode, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected: list[int] = []
+    opened = node.networks.open_sandbox
+
+    async def slow(spec: Any, early: Any = None) -> Any:
+        sandbox = await opened(spec)
+        early(sandbox)
+        await asyncio.sleep(0.15)  # the time that a bridge or an overlay takes
+        connected.append(time.time_ns())
+        return sandbox
+
+    monkeypatch.setattr(node.networks, "open_sandbox", slow)
+    ref = await begin(node, "echo up", HostConfig(runtime=runtime))
+    await node.engine.wait(ref)
+    [line] = [line async for line in node.engine.logs(ref)]
+    assert line.time_ns > connected[0]
 
 
 @pytest.mark.skipif(not shutil.which("crun"), reason="crun is not installed")

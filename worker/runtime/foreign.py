@@ -111,8 +111,11 @@ class Foreign:
         sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
         reactor.later(_STRAYS_S, self._reap_strays)
 
-    def start(self, container: Container, steps: Plan, stdio: launch.Stdio, number: int) -> None:
-        """Spawn the runtime. The answer to request `number` comes when it has ended."""
+    def start(
+        self, container: Container, steps: Plan, stdio: launch.Stdio, number: int, connected: int
+    ) -> None:
+        """Spawn the runtime, once the pipe `connected` (or -1) says that its network is there. The
+        answer to request `number` comes when it has ended."""
         folder = f"{container.folder}/{FOLDER}"
         shutil.rmtree(folder, ignore_errors=True)
         os.mkdir(folder, 0o700)
@@ -123,7 +126,7 @@ class Foreign:
         try:
             report, reported = ends.pipe()
             pid, pidfd = self._launcher.prepare(
-                lambda: _become(container.folder, steps, stdio, command), reported
+                lambda: _become(container.folder, steps, stdio, command, connected), reported
             )
             ends.keep(report)
         finally:
@@ -295,7 +298,9 @@ def find_left(container: Container, cgroup_pids: list[int]) -> record.Record | N
     return None
 
 
-def _become(folder: str, steps: Plan, stdio: launch.Stdio, command: list[str]) -> None:
+def _become(
+    folder: str, steps: Plan, stdio: launch.Stdio, command: list[str], connected: int
+) -> None:
     """In the child: mount the root where only the runtime sees it, and execute that."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -312,6 +317,8 @@ def _become(folder: str, steps: Plan, stdio: launch.Stdio, command: list[str]) -
     available = interior.available_names()
     with open(f"{folder}/{FOLDER}/{_CONFIG}", "w") as file:
         json.dump(configuration(config, account, available), file)
+    if connected >= 0:
+        interior.await_network(connected)
     os.chdir("/")
     sc.close_on_exec_from(3)
     os.execve(command[0], command, {"PATH": os.environ.get("PATH", os.defpath)})

@@ -113,3 +113,9 @@ def own_stdio(uid: int) -> None:
         if info.st_uid != uid:
             with contextlib.suppress(OSError):  # a socket, or a pipe of another namespace
                 os.fchown(fd, uid, -1)
+
+
+def await_network(connected: int) -> None:
+    """The pipe closes without a byte if the daemon failed, or is gone."""
+    if os.read(connected, 1) != b"\1":
+        raise OSError(errno.ECANCELED, "the container's network could not be made")

@@ -172,7 +172,7 @@ class Keeper:
         ends = Ends()
         try:
             if steps.runtime:
-                self._start_foreign(container, steps, number, ends)
+                self._start_foreign(container, steps, number, ends, connected)
                 return
             stdio = self._stdio(container, steps, ends)
             report, reported = ends.pipe()
@@ -184,13 +184,15 @@ class Keeper:
         process.number, process.session = number, self._link.session
         self._supervisor.begin(container, process)
 
-    def _start_foreign(self, container: Container, steps: Plan, number: int, ends: Ends) -> None:
+    def _start_foreign(
+        self, container: Container, steps: Plan, number: int, ends: Ends, connected: int
+    ) -> None:
         if steps.process.tty:
             null = ends.add(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
             stdio = launch.Stdio(null, null, null)
         else:
             stdio = self._stdio(container, steps, ends)
-        self._others().start(container, steps, stdio, number)
+        self._others().start(container, steps, stdio, number, connected)
 
     def _others(self) -> "Foreign":
         from worker.runtime.foreign import Foreign  # loaded only where another runtime is used

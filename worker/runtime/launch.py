@@ -185,7 +185,7 @@ class Launcher:
             userns.act_as_root(process.mapping)
         root = self._mount(plan, gate, stage.user_ns)
         if stage.connected >= 0:
-            _await_network(stage.connected)
+            interior.await_network(stage.connected)
         if process.tty:
             interior.console(process, stage.stdio.console, bind=True)
         interior.write_sysctls(plan)
@@ -311,9 +311,3 @@ class Launcher:
         for bit in range(self._last_capability + 1):
             if caps.ambient >> bit & 1:
                 sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_RAISE, bit)
-
-
-def _await_network(connected: int) -> None:
-    """The pipe closes without a byte if the daemon failed, or is gone."""
-    if os.read(connected, 1) != b"\1":
-        raise OSError(errno.ECANCELED, "the container's network could not be made")
