@@ -188,7 +188,7 @@ class EngineNode:
             await ready(keeper)
         finally:
             os.close(keeper)
-        for folder in ("", "memory"):
+        for folder in ("", "memory", "systemd"):
             left = self.config.cgroup_root / folder / self.config.cgroup_parent
             if left.exists():
                 raise AssertionError(f"{left} remains")

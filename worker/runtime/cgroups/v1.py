@@ -265,9 +265,9 @@ class V1:
 
     def discard_empty(self, path: str) -> None:
         self._parents.discard(path)
-        for controller in self.controllers:
+        for name in os.listdir(self._root):  # other runtimes join hierarchies that are none of ours
             with contextlib.suppress(OSError):
-                os.rmdir(self._dir(controller, path))
+                os.rmdir(self._dir(name, path))
 
     def remove(self, path: str) -> bool:
         gone = [rmdir(self._dir(controller, path)) for controller in self.controllers]
