@@ -87,6 +87,11 @@ class Scheduler:
         self._stuck = {}
 
     @property
+    def waiting(self) -> int:
+        """How many tasks are remembered because they have no place yet."""
+        return len(self._dirty) + len(self._stuck)
+
+    @property
     def dirty(self) -> bool:
         return bool(self._dirty)
 

@@ -15,7 +15,7 @@ class Loops:
 
     def __init__(self, store: Store, *loops: Loop) -> None:
         self._store = store
-        self._loops = loops
+        self.loops = loops
         self._clock = LoopClock()
         view, self._watcher = store.view_and_watch()
         for loop in loops:
@@ -26,9 +26,9 @@ class Loops:
         for _ in range(ROUNDS_MAX):
             events = self._watcher.take()
             for event in events:
-                for loop in self._loops:
+                for loop in self.loops:
                     loop.observe(event)
-            dirty = [loop for loop in self._loops if loop.dirty or self._due(loop)]
+            dirty = [loop for loop in self.loops if loop.dirty or self._due(loop)]
             if not events and not dirty:
                 return
             for loop in dirty:

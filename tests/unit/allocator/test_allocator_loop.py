@@ -329,6 +329,21 @@ async def test_host_mode_ports_pass_through(world: World) -> None:
         assert world.task(id).ports == tuple(ports)
 
 
+async def test_ports_are_the_same_in_any_order(world: World) -> None:
+    """ALL 140: nothing is given anew, and nothing written but their order."""
+    ports = [build.port(80), build.port(81, 8081), build.port(82, publish_mode="host")]
+    web = build.service("web", ports=ports)
+    await world.put(web)
+    before = world.service(web.id).endpoint.ports
+    turned = build.service("web", ports=ports[::-1])
+    await world.put(replace(world.service(web.id), spec=turned.spec))
+    assert world.service(web.id).endpoint.ports == before[::-1]
+    assert before[0].published_port == 30000
+    other = build.service("other", ports=[build.port(80)])
+    await world.put(other)
+    assert world.service(other.id).endpoint.ports[0].published_port == 30001
+
+
 async def test_node_indexes_are_stable_and_unique(world: World) -> None:
     await world.put(build.node("a"), build.node("b"))
     indexes = {node.id: node.index for node in world.store.view().find(Node)}

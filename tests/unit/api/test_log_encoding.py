@@ -19,3 +19,9 @@ def test_the_time_is_within_the_frame() -> None:
 
 def test_a_terminal_has_no_frames() -> None:
     assert encoded(LINES, times=False, tty=True) == b"one\ntwo"
+
+
+def test_details_come_between_time_and_line() -> None:
+    """LOG 172, of a container: no driver adds attributes, so only their place is there."""
+    stamp = b"1970-01-01T00:00:02.000000000Z "
+    assert encoded(LINES[1:], times=True, tty=True, details=True) == stamp + b" two"

@@ -28,13 +28,23 @@ NODE = build.node(
     [
         ("node.id == abc", True),
         ("node.id==ABC", True),
+        ("node.id != abc", False),
+        ("node.hostname == box-1", True),
         ("node.hostname != box-1", False),
         ("node.role == manager", True),
+        ("node.role != manager", False),
+        ("node.ip == 192.0.2.7", True),
         ("node.ip == 192.0.2.0/24", True),
         ("node.ip != 192.0.2.7", False),
+        ("node.ip != 192.0.2.0/24", False),
+        ("node.ip != 198.51.100.0/24", True),
         ("node.platform.os == linux", True),
+        ("node.platform.os != linux", False),
         ("node.platform.arch == amd64", True),
+        ("node.platform.arch == x86_64", True),
+        ("node.platform.arch != amd64", False),
         ("node.labels.disk == ssd", True),
+        ("node.labels.disk != ssd", False),
         ("node.labels.zone == a", False),
         ("node.labels.Zone == a", True),
         ("node.labels.none != x", True),
@@ -44,6 +54,7 @@ NODE = build.node(
     ],
 )
 def test_fits(text: str, fits: bool) -> None:
+    """SCH 38."""
     assert constraint.fits([text], NODE) is fits
     assert constraint.fits([text, "node.id == other"], NODE) is False
 

@@ -212,6 +212,20 @@ async def test_a_network_in_use_stays(world: World) -> None:
     assert (await world.api.networks.create(net())).id != made.id
 
 
+async def test_published_ports_need_no_ingress_network(world: World) -> None:
+    """ALL 142: here there is none, so none can be made, doubled or missed; older specs that name
+    it are taken."""
+    with pytest.raises(Forbidden, match="ingress is reserved"):
+        await world.api.networks.create(net("ingress"))
+    with pytest.raises(NotImplementedHere, match="published ports need no network"):
+        await world.api.networks.create(net("mine", ingress=True))
+    with pytest.raises(NotFound):
+        await world.api.networks.remove("ingress")
+    spec = build.service("web", networks=["ingress"], ports=[build.port(80, 8080)]).spec
+    web = await world.api.services.create(spec)
+    assert web.spec.task_template.networks == ()
+
+
 @pytest.mark.parametrize(
     ("filters", "found"),
     [

@@ -9,7 +9,7 @@ import pytest
 
 from common.ids import Ids
 from common.model.network import Network
-from common.model.node import Availability
+from common.model.node import Availability, Node
 from common.model.service import UpdateConfig
 from common.model.task import PortConfig, RestartPolicy, Task, TaskState
 from manager.allocator.allocator import Allocator
@@ -69,6 +69,18 @@ async def test_the_life_of_a_service(whole: World) -> None:
     await networks.remove("front")
     await until(whole.store, lambda view: not view.find(Task), "all tasks are deleted")
     await until(whole.store, lambda view: view.get(Network, net.id) is None, "and the network")
+
+
+async def test_what_was_asked_for_before_any_node_came_starts_when_one_does(whole: World) -> None:
+    """NOD 228."""
+    nodes = whole.store.view().find(Node)
+    await whole.store.update(lambda tx: [tx.delete(Node, node.id) for node in nodes])
+    web, everywhere = await whole.create(replicas=2), await whole.create("agent", global_=True)
+    await asyncio.sleep(60)
+    assert {task.status.err for task in whole.tasks()} == {"no suitable node"}
+    await whole.put(build.node("late"))
+    await whole.all_running(web, 2)
+    await whole.all_running(everywhere, 1)
 
 
 async def test_global_service_that_does_not_fit(whole: World) -> None:

@@ -355,6 +355,24 @@ async def test_platforms(
         assert world.why(web) == "no suitable node (unsupported platform on 1 node)"
 
 
+async def test_a_removed_services_waiting_tasks_are_forgotten(world: World) -> None:
+    """SCH 28: those that wait for a place go with their service, and take none later."""
+    web, other = build.service("web"), build.service("other")
+    await world.put(web, other)
+    await world.run(web, range(1, 4))
+    await world.run(other)
+    (scheduler,) = world.loops.loops
+    assert isinstance(scheduler, Scheduler)
+    assert scheduler.waiting == 4
+    tasks = world.store.view().find(Task, service_id=web.id)
+    await world.delete(web, *tasks)
+    assert scheduler.waiting == 1
+    await world.put(build.node("n1"))
+    assert scheduler.waiting == 0
+    assert world.where(other) == "n1"
+    assert world.spread(web) == {}
+
+
 async def test_bound_tasks_are_checked_first_and_block_nobody(world: World) -> None:
     """SCH 29, 30."""
     web = build.service("web", memory=5 * GIB)
