@@ -235,8 +235,9 @@ def mounts(record: Record, around: Surroundings) -> list[dict[str, Any]]:
     ordered = sorted(record.mounts, key=lambda point: point.destination.count("/"))
     nodev = not (around.device_filter or host.privileged)
     entries += [user_mount(point, nodev) for point in ordered]
+    given = ["bind", "ro", "idmap", *safe]
     return entries + [
-        _mount(file.destination, "bind", ["bind", "ro", *safe], str(around.memory / str(number)))
+        _mount(file.destination, "bind", given, str(around.memory / str(number)))
         for number, file in enumerate(record.files)
     ]
 
