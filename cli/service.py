@@ -19,6 +19,10 @@ from cli.tasks import show_tasks
 
 F = TypeVar("F", bound=Callable[..., Any])
 MODES = ("replicated", "global", "replicated-job", "global-job")
+CONSTRAINT_HELP = (
+    "Where tasks may go: node.role==worker, node.labels.zone!=a, also KEY in (A, B), "
+    "KEY notin (A, B), KEY>=NUMBER, KEY=~web-*, KEY!~web-*, KEY exists, KEY notexists."
+)
 
 
 @click.group()
@@ -94,7 +98,7 @@ def spec_options(command: F) -> F:
 @click.option("--network", multiple=True, metavar="NAME")
 @click.option("--secret", multiple=True, metavar="NAME", help="Or source=…,target=…,mode=….")
 @click.option("--config", multiple=True, metavar="NAME", help="As --secret.")
-@click.option("--constraint", multiple=True, metavar="EXPRESSION")
+@click.option("--constraint", multiple=True, metavar="EXPRESSION", help=CONSTRAINT_HELP)
 @click.option("--placement-pref", multiple=True, metavar="spread=node.labels.NAME")
 @spec_options
 @click.argument("image", required=False)
@@ -135,7 +139,7 @@ def create(ctx: click.Context, /, **_: Any) -> None:
 @click.option("--secret-rm", multiple=True, metavar="NAME")
 @click.option("--config-add", multiple=True, metavar="NAME", help="As --secret-add.")
 @click.option("--config-rm", multiple=True, metavar="NAME")
-@click.option("--constraint-add", multiple=True, metavar="EXPRESSION")
+@click.option("--constraint-add", multiple=True, metavar="EXPRESSION", help="As --constraint.")
 @click.option("--constraint-rm", multiple=True, metavar="EXPRESSION")
 @spec_options
 @click.argument("ref", metavar="SERVICE")

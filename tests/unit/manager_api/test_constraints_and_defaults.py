@@ -1,8 +1,11 @@
 """Constraints (features.md 1.4) and the values in force where a spec says nothing."""
 
 import datetime as dt
+from fnmatch import fnmatchcase
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from common.errors import Invalid
@@ -17,7 +20,7 @@ NODE = build.node(
     "Box-1",
     id="abc",
     role=Role.MANAGER,
-    labels={"disk": "SSD", "Zone": "a"},
+    labels={"disk": "SSD", "Zone": "a", "cores": "16"},
     engine_labels={"gpu": "yes"},
     addr="192.0.2.7",
 )
@@ -60,8 +63,83 @@ def test_fits(text: str, fits: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("node.labels.disk in (hdd, SSD)", True),
+        ("node.labels.disk in(ssd)", True),
+        ("node.labels.disk notin (hdd, nvme)", True),
+        ("node.labels.disk notin (hdd, ssd)", False),
+        ("node.labels.none in (a)", False),
+        ("node.labels.none notin (a)", True),
+        ("node.labels.in in (ssd)", False),
+        ("node.platform.arch in (arm64, x86_64)", True),
+        ("node.ip in (198.51.100.0/24, 192.0.2.0/24)", True),
+        ("node.ip notin (198.51.100.0/24, 192.0.2.7)", False),
+        ("node.labels.cores >= 16", True),
+        ("node.labels.cores>=16.5", False),
+        ("node.labels.cores > 9", True),
+        ("node.labels.cores < 9", False),
+        ("node.labels.cores <= 16.0", True),
+        ("node.labels.cores > -3", True),
+        ("node.labels.disk >= 0", False),  # no number is neither more nor less
+        ("node.labels.disk < 0", False),
+        ("node.labels.none < 1", False),
+        ("engine.labels.gpu =~ y*", True),
+        ("node.hostname =~ BOX-*", True),
+        ("node.hostname =~ *ox*1", True),
+        ("node.hostname =~ box", False),
+        ("node.hostname =~ box-1", True),
+        ("node.hostname =~ *", True),
+        ("node.hostname =~ box-1*1", False),  # the 1 cannot be both
+        ("node.hostname !~ web-*", True),
+        ("node.hostname !~ box*", False),
+        ("node.labels.none !~ a*", True),
+        ("node.labels.disk exists", True),
+        ("node.labels.none exists", False),
+        ("node.labels.none notexists", True),
+        ("engine.labels.gpu notexists", False),
+    ],
+)
+def test_beyond_swarm(text: str, fits: bool) -> None:
+    """Sets, numbers, patterns, and whether there is such a label."""
+    constraint.parse(text)
+    assert constraint.fits([text], NODE) is fits
+
+
+def test_hostile_patterns_take_no_time() -> None:
+    """A matcher that backtracks would not come to an end; here each part is looked for once."""
+    pattern = "node.hostname =~ " + "*a" * 20_000 + "*b"
+    node = build.node("a" * 100_000)
+    assert not constraint.fits([pattern], node)
+    with pytest.raises(Invalid):
+        constraint.parse("node.labels." + "a " * 50_000 + "in (")
+
+
+@given(st.text("ab*", max_size=8), st.text("ab", max_size=10))
+def test_patterns_are_those_of_the_shell(pattern: str, value: str) -> None:
+    assume(pattern and value)
+    node = build.node(value)
+    assert constraint.fits([f"node.hostname =~ {pattern}"], node) is fnmatchcase(value, pattern)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("node.labels.zone in a, b", "KEY in \\(A, B\\)"),
+        ("node.labels.zone in (a, )", "'' is not a value"),
+        ("node.labels.zone in ()", "'' is not a value"),
+        ("node.labels.zone in (a)) ", "has no =="),
+        ("node.labels.zonein (a)", "has no =="),
+        ("node.labels.cores >= many", "'many' is not a number"),
+        ("node.labels.cores >= 1e999999999", "is not a number"),
+        ("node.labels.cores => 8", "is not a number|has no =="),
+        ("node.hostname >= 8", "node.hostname is no number"),
+        ("node.hostname =~ web-[0-9]+", "means nothing in a pattern"),
+        ("node.hostname =~", "is not a pattern"),
+        ("node.ip =~ 192.*", "write node.ip==SUBNET"),
+        ("node.role exists", "only labels"),
+        ("node.size in (1)", "'node.size' is not known"),
+        ("in (a, b)", "is not a key|has no =="),
         ("node.role = manager", "no == or !="),
         ("node.size == 3", "'node.size' is not known"),
         ("node.labels. == 3", "is not known"),
