@@ -55,6 +55,15 @@ class Conflict(ShoalError):
     http_status = 409
 
 
+class PortTaken(Conflict):
+    """A port of this node that another container, a service or a process has.
+
+    One of `WORDS` is in its text: by them a task's error is known again elsewhere.
+    """
+
+    WORDS: ClassVar = ("address already in use", "port is already allocated")
+
+
 class NotImplementedHere(ShoalError):
     """A documented capability that Shoal refuses rather than ignores."""
 

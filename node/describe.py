@@ -25,7 +25,9 @@ _PLUGINS = (
 )
 
 
-def describe(config: DaemonConfig, version: str, tls_info: TLSInfo) -> NodeDescription:
+def describe(
+    config: DaemonConfig, version: str, tls_info: TLSInfo, warnings: tuple[str, ...] = ()
+) -> NodeDescription:
     """This machine as it is now. Capacity is all it has; what tasks reserve is counted off it."""
     return NodeDescription(
         hostname=config.hostname or platform.node(),
@@ -40,6 +42,7 @@ def describe(config: DaemonConfig, version: str, tls_info: TLSInfo) -> NodeDescr
             plugins=tuple(EnginePlugin(type=kind, name=name) for kind, name in _PLUGINS),
         ),
         tls_info=tls_info,
+        warnings=warnings,
     )
 
 

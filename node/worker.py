@@ -39,7 +39,8 @@ class Worker:
         """The agent for a membership of a cluster."""
 
         def description() -> NodeDescription:
-            return describe(self._config, self._version, seams.tls_info)
+            warnings = self.networks.warnings
+            return describe(self._config, self._version, seams.tls_info, warnings)
 
         files = TaskFiles()
         return Agent(

@@ -56,6 +56,7 @@ class NodeDescription(Model, frozen=True, kw_only=True):
     resources: Resources = msgspec.field(default_factory=Resources)
     engine: EngineDescription = msgspec.field(default_factory=EngineDescription)
     tls_info: TLSInfo = msgspec.field(default_factory=TLSInfo)
+    warnings: tuple[str, ...] = ()  # what does not work there, a sentence each
 
 
 class NodeStatus(Model, frozen=True, kw_only=True):

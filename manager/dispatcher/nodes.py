@@ -15,6 +15,7 @@ from manager.store.store import Tx, View
 
 HEARTBEAT_FAILURE = "heartbeat failure"
 LEFT = "the node left the cluster"
+MESSAGE_MAX = 1000  # characters of what a node says that it cannot do
 
 
 def all_unknown(tx: Tx) -> None:
@@ -33,8 +34,9 @@ def set_ready(tx: Tx, node_id: str, hello: Hello) -> None:
     """The node has opened a session and said what it is."""
     node = tx.get(Node, node_id)
     if node is not None:
-        status = NodeStatus(state=NodeState.READY, addr=hello.address)
         described = hello.description
+        message = "; ".join(described.warnings)[:MESSAGE_MAX]
+        status = NodeStatus(state=NodeState.READY, message=message, addr=hello.address)
         tx.put(replace(node, status=status, description=described, boot_id=hello.boot_id))
 
 

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import TypeVar
 
+from common.errors import PortTaken
 from common.model.node import Availability, Node, NodeState
 from common.model.task import Task, TaskState
 from manager.scheduler.demand import Amount, Demand, HostPort, amount, demand
@@ -91,6 +92,11 @@ class NodeInfo:
         """Add or take away one task that should run."""
         self.active += sign
         _count(self.active_of, service_id, sign)
+
+
+def _port_taken(task: Task) -> bool:
+    rejected = task.status.state is TaskState.REJECTED
+    return rejected and any(words in task.status.err for words in PortTaken.WORDS)
 
 
 def _count(counts: dict[K, int], key: K, change: int) -> None:
@@ -186,7 +192,9 @@ class NodeSet:
 
     def note_failure(self, task: Task, when: dt.datetime) -> None:
         if task.node_id in self._infos:
-            self._infos[task.node_id].note_failure(spec_key(task), when)
+            # A process that has the task's port will keep it: no need to fail there again.
+            for _ in range(FAILURES_MAX if _port_taken(task) else 1):
+                self._infos[task.node_id].note_failure(spec_key(task), when)
 
     def forget_service(self, service_id: str) -> None:
         for info in self._infos.values():

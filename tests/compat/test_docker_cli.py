@@ -1,10 +1,12 @@
 """The unmodified docker command against a lab cluster: every verb of the main job."""
 
+import contextlib
 import functools
 import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from lab import images
 from lab.api import wait_until
 from lab.cluster import Cluster
+from lab.machine import Machine
 from tests.support.docker_cli import Docker
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -309,6 +312,64 @@ def test_networks(docker: Docker, service: str) -> None:
         "network", "create", "-d", "overlay", "--subnet", "10.99.0.0/25", "third"
     )
     docker("network", "rm", "other")
+
+
+@contextlib.contextmanager
+def process_listening(machine: Machine, port: int) -> Iterator[None]:
+    """A process of the machine, in no container, that has `port` on all addresses."""
+    program = (
+        "import socket, sys; s = socket.create_server(('', int(sys.argv[1])));"
+        "print(flush=True); sys.stdin.read()"
+    )
+    command = machine.enter([sys.executable, "-c", program, str(port)])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as listener:
+        assert listener.stdout is not None
+        assert listener.stdin is not None
+        listener.stdout.readline()
+        try:
+            yield
+        finally:
+            listener.stdin.close()
+
+
+def tasks(docker: Docker, service: str) -> list[list[str]]:
+    """Node, state and error of each, also of those that ended."""
+    shown = "{{.Node}}|{{.CurrentState}}|{{.Error}}"
+    rows = docker("service", "ps", "--no-trunc", "--format", shown, service).splitlines()
+    return [[node, state.split()[0], error] for node, state, error in (r.split("|") for r in rows)]
+
+
+def test_a_process_keeps_its_port_and_the_user_is_told(on: Callable[[int], Docker]) -> None:
+    docker, second = on(1), on(2)
+    with process_listening(second.machine, 8090):
+        refusal = second.refused("run", "--rm", "-p", "8090:80", "web:1")
+        assert "failed to bind host port 0.0.0.0:8090/tcp: address already in use" in refusal
+        host = ("--publish", "published=8090,target=80,mode=host")
+        docker("service", "create", "-d", "--name", "all", "--mode", "global", *host, "web:1")
+
+        def refused() -> bool:
+            return any(
+                (node, state) == ("m2", "Rejected") and "address already in use" in error
+                for node, state, error in tasks(docker, "all")
+            )
+
+        wait_until(refused, "refused with the reason", 30)
+        docker("service", "rm", "all")
+        docker("service", "create", "-d", "--name", "two", "--replicas", "2", *host, "web:1")
+
+        def elsewhere() -> bool:
+            running = {node for node, state, _ in tasks(docker, "two") if state == "Running"}
+            return running == {"m1", "m3"}
+
+        wait_until(elsewhere, "placed elsewhere", 30)
+        docker("service", "rm", "two")
+    with process_listening(second.machine, 8091):
+        docker("service", "create", "-d", "--name", "mesh", "--publish", "8091:80", "web:1")
+        why = "port 8091/tcp is not answered on this node"
+        wait_until(lambda: why in docker("node", "inspect", "--pretty", "m2"), "it is told", 30)
+        assert why not in docker("node", "inspect", "--pretty", "m1")
+    wait_until(lambda: why not in docker("node", "inspect", "--pretty", "m2"), "it is over", 30)
+    docker("service", "rm", "mesh")
 
 
 def test_images(docker: Docker, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from common.errors import Invalid
+from common.errors import Invalid, PortTaken
 from common.model.cluster import Cluster
 from common.model.node import Node, NodeDescription, NodeState
 from common.model.task import Task, TaskState
@@ -85,6 +85,14 @@ async def test_what_fails_before_the_start_is_rejected(world: AgentsWorld) -> No
         id = await world.create(world.machines[0])
         task = await world.until_state(id, S.REJECTED)
         assert task.status.err == "No such image: web:1"
+
+
+async def test_a_task_whose_port_is_taken_is_rejected_with_the_reason(world: AgentsWorld) -> None:
+    async with world.running():
+        world.machines[0].engine.start_error = PortTaken("0.0.0.0:80: address already in use")
+        id = await world.create(world.machines[0])
+        task = await world.until_state(id, S.REJECTED)
+        assert task.status.err == "0.0.0.0:80: address already in use"
 
 
 async def test_what_fails_for_a_time_is_tried_again(world: AgentsWorld) -> None:

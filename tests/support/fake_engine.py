@@ -35,6 +35,7 @@ class FakeEngine:
         self.lines: dict[str, list[bytes]] = {}
         self.pull_error: ShoalError | None = None
         self.pull_failures = 0  # temporary ones still to come
+        self.start_error: ShoalError | None = None
         self.health = ""  # of containers that have just started
 
     def tasks(self) -> list[str]:
@@ -74,6 +75,8 @@ class FakeEngine:
         await self._work()
         if task.id not in self._containers:
             raise NotFound("no such container")
+        if self.start_error is not None:
+            raise self.start_error
         self._count += 1
         self.started.append(task.id)
         address = f"{self._subnet}.{self._count % 250 + 2}"

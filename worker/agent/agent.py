@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 2.0  # less than the time after which a node counts as down
 ELECTION_S = 1.0
-DESCRIBE_S = 20.0  # how often the node looks whether it has changed
+DESCRIBE_S = 5.0  # how often the node looks whether it has changed
 REDIRECTS_MAX = 3  # in a row, before waiting
 # How long what the journal wants is not started, while a manager may say that it is wanted no more.
 SETTLE_S = 5.0

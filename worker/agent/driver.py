@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from common.clock import Clock
-from common.errors import ShoalError, Unavailable
+from common.errors import PortTaken, ShoalError, Unavailable
 from common.model.task import ContainerStatus, Task, TaskState, TaskStatus
 from worker.agent.executor import Executor
 from worker.agent.steps import Seen, Step, ending, moved, next_step
@@ -179,7 +179,7 @@ class Driver:
             log.warning("task %s: cannot %s: %s", self.task.id, step.value, text)
             await self._unless(self._news, asyncio.sleep(RETRY_S))
             return
-        rejected = self.status.state < TaskState.STARTING
+        rejected = self.status.state < TaskState.STARTING or isinstance(error, PortTaken)
         state = TaskState.REJECTED if rejected else TaskState.FAILED
         self._say(state, "", self._executor.look(self.task.id), text)
 

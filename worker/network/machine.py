@@ -62,6 +62,7 @@ class Machine:
         self._configured_mtu = mtu
         self._underlay_mtu = mtu or _UNDERLAY_MTU
         self._ports = Ports(rng)
+        self._unanswered: dict[tuple[str, int], str] = {}  # published port -> who has it here
         self._member: Membership | None = None
         self._mesh: Mesh | None = None
         self._overlays: dict[str, Overlay] = {}
@@ -200,6 +201,7 @@ class Machine:
             self._destroy_overlay(overlay)
         self._macs.clear()
         self._ports.release_services()
+        self._unanswered.clear()
         self._table.clear()
         self.serve(subnets)
 
@@ -222,8 +224,8 @@ class Machine:
         self._program_peers(table)
         self._publish((), (item.service_id for item in table.services()), table)
 
-    def apply(self, touched: Touched, table: Table) -> list[str]:
-        """Bring the kernel where `table` is; warnings about ports that processes hold."""
+    def apply(self, touched: Touched, table: Table) -> None:
+        """Bring the kernel where `table` is."""
         if touched.peers:
             self._program_peers(table)
         for network_id in self._overlays if touched.peers else touched.networks:
@@ -233,10 +235,9 @@ class Machine:
         self._rebalance(touched, table)
         self._forget_moved(touched, table)
         self._forget_flows(touched)
-        warnings = self._publish(touched.ports_gone, touched.published, table)
+        self._publish(touched.ports_gone, touched.published, table)
         for address in touched.idle_ingress:
             self._table.forget_flows(address, everything=False)
-        return warnings
 
     @property
     def _node_id(self) -> str:
@@ -309,34 +310,40 @@ class Machine:
 
     def _publish(
         self, gone: Iterable[tuple[str, int]], services: Iterable[str], table: Table
-    ) -> list[str]:
-        warnings = []
+    ) -> None:
+        """What somebody else has on this node stays with them: the other nodes answer."""
         gone = set(gone)
-        for protocol, port in gone:
-            self._ports.release_one(f"service:{protocol}:{port}", protocol, port)
+        for key in gone:
+            self._ports.unpublish(*key)
+            self._unanswered.pop(key, None)
         ports: dict[tuple[str, int], set[tuple[str, int]]] = {}
         for service_id in services:
             ports |= table.published(service_id)
-        for protocol, port in ports:
-            warnings += self._hold_published(protocol, port)
-        self._table.publish(gone, ports)
-        return warnings
+        ours = {key: backends for key, backends in ports.items() if self._hold(key)}
+        self._table.publish(gone | (ports.keys() - ours.keys()), ours)
 
-    def _hold_published(self, protocol: str, port: int) -> list[str]:
-        owner = f"service:{protocol}:{port}"
-        holder = self._ports.holder(protocol, port)
-        if holder == owner:
-            return []
+    def _hold(self, port: tuple[str, int]) -> bool:
+        holder = self._ports.publish(*port)
         if holder:
-            return [f"published port {port}/{protocol} is taken on this node by sandbox {holder}"]
-        wanted = HostPort(protocol=protocol, published=port, target=port)
-        self._ports.claim(owner, wanted, force=True)
-        if not self._ports.held(protocol, port):
-            return [
-                f"a process of this machine listens on port {port}/{protocol}; "
-                "the service that publishes it answers in its place"
-            ]
-        return []
+            self._unanswered[port] = holder
+        else:
+            self._unanswered.pop(port, None)
+        return not holder
+
+    def retry_ports(self, table: Table) -> None:
+        """Answer at published ports that somebody else had and has no more."""
+        before = len(self._unanswered)
+        for port in list(self._unanswered):
+            self._hold(port)
+        if len(self._unanswered) < before:
+            self._publish((), (item.service_id for item in table.services()), table)
+
+    def unanswered(self) -> tuple[str, ...]:
+        """In words, the published ports at which this node does not answer, and why."""
+        return tuple(
+            f"published port {port}/{protocol} is not answered on this node: {why}"
+            for (protocol, port), why in sorted(self._unanswered.items())
+        )
 
     # Overlays
 

@@ -35,6 +35,7 @@ R = TypeVar("R")
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
 _MODES = ("private", "none", "host")
 _SAVE_AFTER_S = 2.0
+_PORTS_S = 2.0  # how often a published port that a process has is tried again
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _HOSTS = Path("/etc/hosts")
 
@@ -67,6 +68,8 @@ class Networks:
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self._saving: asyncio.TimerHandle | None = None
+        self._retrying: asyncio.TimerHandle | None = None
+        self._warnings: tuple[str, ...] = ()
         self._namespace = machine
         self._created = clock.now()
         self._opened = False
@@ -102,6 +105,7 @@ class Networks:
         except OSError as error:
             raise _refused("open the node's network", error) from error
         self._opened = True
+        self._note_ports()
         for name, record in self._machine.records().items():
             namespace = self._machine.namespace(name)
             if namespace is not None:
@@ -130,8 +134,9 @@ class Networks:
         self._opened = False
         await asyncio.gather(*self._running, return_exceptions=True)
         async with self._lock:
-            if self._saving is not None:
-                self._saving.cancel()
+            for timer in (self._saving, self._retrying):
+                if timer is not None:
+                    timer.cancel()
             if self._member is not None:
                 await asyncio.to_thread(self._save_table)
             await asyncio.gather(*(item.stop() for item in self._resolvers.values()))
@@ -169,6 +174,7 @@ class Networks:
         except OSError as error:
             raise _refused(f"join the cluster's network as {member.address}", error) from error
         self._member, self._joined = member, True
+        self._note_ports()
         self._use(subnet, records)
         await asyncio.to_thread(self._journal.put, "state", "member", member)
 
@@ -186,6 +192,7 @@ class Networks:
         records = self._machine.records().values()
         self._use(self._own_subnet(), records)
         await self._helper.run(self._machine.leave, subnets_of(records, self._ipam.subnet))
+        self._note_ports()
 
     async def apply(self, change: NetworkChange) -> None:
         """Returns when the kernel, the balancer and the names agree with `change`."""
@@ -196,12 +203,12 @@ class Networks:
         try:
             if self._damaged:
                 await self._repair()
-            for line in await self._helper.run(self._machine.apply, touched, self._table):
-                log.warning("%s", line)
+            await self._helper.run(self._machine.apply, touched, self._table)
         except OSError as error:
             # The table is ahead of the kernel now: what this change touched is known no more.
             log.warning("repairing the network of this node after: %s", error)
             await self._repair()
+        self._note_ports()
         if self._saving is None:
             loop = asyncio.get_running_loop()
             self._saving = loop.call_later(_SAVE_AFTER_S, self._save_later)
@@ -228,6 +235,36 @@ class Networks:
         puts = tuple(self._table.items())
         self._journal.put("state", "table", NetworkChange(complete=True, puts=puts))
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What does not work on this node as the cluster's users may expect, a sentence each."""
+        return self._warnings
+
+    def _note_ports(self) -> None:
+        """Tell of published ports that others have here, and try them again in a while."""
+        before, self._warnings = self._warnings, self._machine.unanswered()
+        for line in self._warnings:
+            if line not in before:
+                log.warning("%s", line)
+        if self._warnings and self._retrying is None:
+            loop = asyncio.get_running_loop()
+            self._retrying = loop.call_later(_PORTS_S, self._retry_later)
+
+    def _retry_later(self) -> None:
+        self._retrying = None
+        if self._opened:
+            self._start(self._alone(self._retry_ports()))
+
+    async def _retry_ports(self) -> None:
+        if not self._opened:
+            return
+        try:
+            await self._helper.run(self._machine.retry_ports, self._table)
+        except OSError as error:
+            log.warning("repairing the network of this node after: %s", error)
+            self._damaged = True
+        self._note_ports()
+
     def digest(self) -> str:
         """Of the endpoint table, to be compared with the dispatcher's."""
         return self._table.digest()
@@ -240,7 +277,7 @@ class Networks:
         """Make a sandbox ready for processes; the one there is if `spec.id` has one.
 
         `early` is called as soon as its namespace exists, which is well before it is connected.
-        Raises Invalid, Conflict (a host port is in use), Unavailable (a network is not known on
+        Raises Invalid, PortTaken, Unavailable (a network is not known on
         this node, no address is free, the kernel refuses); then nothing is left of it.
         """
         return await self._whole(self._open_sandbox(spec, early))

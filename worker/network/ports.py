@@ -1,5 +1,7 @@
 """Who has which port of the node: sandboxes (host mode), services (ingress), other processes.
 
+A process that has a port keeps it: DNAT would take its callers away without a word.
+
 A port we hand on by DNAT has no listener, so nothing would stop a process from taking it and
 wondering why nobody calls. Each one is therefore held by a bound socket that never listens.
 """
@@ -9,7 +11,7 @@ import random
 import socket
 from typing import NamedTuple
 
-from common.errors import Conflict, Invalid, Unavailable
+from common.errors import Invalid, PortTaken, Unavailable
 from worker.network.model import HostPort
 
 _CHOSEN = (32768, 60999)  # where Linux has its own ephemeral ports
@@ -31,7 +33,7 @@ class Ports:
         self._claims: dict[Claim, tuple[str, socket.socket | None]] = {}
 
     def claim(self, owner: str, wanted: HostPort, force: bool = False) -> HostPort:
-        """`wanted` with its number, now `owner`'s. Raises Conflict, Invalid.
+        """`wanted` with its number, now `owner`'s. Raises PortTaken, Invalid.
 
         `force`: a foreign process having it is no obstacle (the port was ours before).
         """
@@ -43,7 +45,7 @@ class Ports:
             claim = Claim(wanted.protocol, self._rng.randint(*_CHOSEN), wanted.host_ip)
             try:
                 self._take(owner, claim, force)
-            except Conflict:
+            except PortTaken:
                 continue
             return HostPort(
                 protocol=wanted.protocol,
@@ -53,16 +55,21 @@ class Ports:
             )
         raise Unavailable(f"no free {wanted.protocol} port was found on this node")
 
-    def holder(self, protocol: str, port: int) -> str:
-        """Who has the port on all addresses, or on any; "" if nobody of ours."""
-        for claim, (owner, _) in self._claims.items():
-            if claim[:2] == (protocol, port):
-                return owner
+    def publish(self, protocol: str, port: int) -> str:
+        """Have the port for the service that publishes it; "" or who has it instead."""
+        owner, claim = _service(protocol, port), Claim(protocol, port, "")
+        if self._claims.get(claim, ("", None))[0] == owner:
+            return ""
+        try:
+            self._take(owner, claim, force=False)
+        except PortTaken as error:
+            return str(error)
         return ""
 
-    def held(self, protocol: str, port: int) -> bool:
-        """Whether our claim keeps other processes away; not if one had the port before us."""
-        return self._claims.get(Claim(protocol, port, ""), ("", None))[1] is not None
+    def unpublish(self, protocol: str, port: int) -> None:
+        claim = Claim(protocol, port, "")
+        if self._claims.get(claim, ("", None))[0] == _service(protocol, port):
+            self._drop(claim)
 
     def release_services(self) -> None:
         """Give back all published ports."""
@@ -72,11 +79,6 @@ class Ports:
     def release(self, owner: str) -> None:
         """Give back all that `owner` has."""
         for claim in [claim for claim, (who, _) in self._claims.items() if who == owner]:
-            self._drop(claim)
-
-    def release_one(self, owner: str, protocol: str, port: int) -> None:
-        claim = Claim(protocol, port, "")
-        if self._claims.get(claim, ("", None))[0] == owner:
             self._drop(claim)
 
     def close(self) -> None:
@@ -89,30 +91,56 @@ class Ports:
             sock.close()
 
     def _take(self, owner: str, claim: Claim, force: bool) -> None:
-        for other in self._claims:
+        for other, (holder, _) in self._claims.items():
             if other[:2] == claim[:2] and (
                 not other.address or not claim.address or other.address == claim.address
             ):
-                raise _in_use(claim)
+                raise _allocated(claim, holder)
         self._claims[claim] = (owner, _hold(claim, force))
 
 
-def _in_use(claim: Claim) -> Conflict:
-    where = f"{claim.address}:" if claim.address else ""
-    return Conflict(f"port {where}{claim.port}/{claim.protocol} is in use on this node")
+def _service(protocol: str, port: int) -> str:
+    return f"service:{protocol}:{port}"
+
+
+def _allocated(claim: Claim, holder: str) -> PortTaken:
+    whose = "a published service" if holder.startswith("service:") else f"container {holder[:12]}"
+    return PortTaken(
+        f"Bind for {claim.address or '0.0.0.0'}:{claim.port}/{claim.protocol} failed: "
+        f"port is already allocated to {whose}"
+    )
 
 
 def _hold(claim: Claim, force: bool) -> socket.socket | None:
-    sock = socket.socket(socket.AF_INET, _KINDS[claim.protocol] | socket.SOCK_CLOEXEC)
+    """Raises PortTaken, Invalid; with `force` None instead of PortTaken."""
     try:
-        sock.bind((claim.address or "0.0.0.0", claim.port))
+        try:
+            return _bound(claim, reuse=False)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or claim.protocol != "tcp":
+                raise
+            # Perhaps only connections of a process that has ended are left; who listens, or
+            # holds the port in another way, is in the way of this as well.
+            return _bound(claim, reuse=True)
     except OSError as error:
-        sock.close()
         if force:
             return None
         if error.errno == errno.EADDRNOTAVAIL:
             raise Invalid(f"host address {claim.address} is not one of this node's") from error
-        raise _in_use(claim) from error
+        raise PortTaken(
+            f"failed to bind host port {claim.address or '0.0.0.0'}:{claim.port}/{claim.protocol}: "
+            f"{(error.strerror or str(error)).lower()} by a process of this node"
+        ) from error
+
+
+def _bound(claim: Claim, *, reuse: bool) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, _KINDS[claim.protocol] | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+        sock.bind((claim.address or "0.0.0.0", claim.port))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

@@ -1,12 +1,14 @@
 """Published ports on every node with the client's address, and ports of one sandbox."""
 
+import asyncio
+
 import msgspec
 import pytest
 
 from common.errors import Conflict
 from common.protocol.network import PublishedPort
 from tests.kernel.network.conftest import MakeLab
-from tests.kernel.network.rig import NETWORK, Lab, Service, ask, run, seen_from, sh
+from tests.kernel.network.rig import DEADLINE_S, NETWORK, Lab, Service, ask, run, seen_from, sh
 from worker.network.model import HostPort, SandboxSpec
 
 pytestmark = pytest.mark.root
@@ -91,7 +93,9 @@ async def test_a_host_port_leads_to_its_sandbox_only_and_conflicts_are_named(
     assert await ask(client, first.address, 8081) == {"one": 1}
     assert await seen_from(client, first.address, 8081) == {"10.77.0.100"}
     assert await ask(first.netns, "127.0.0.1", 8081) == {"one": 1}
-    with pytest.raises(Conflict, match="port 8081/tcp is in use on this node"):
+    with pytest.raises(
+        Conflict, match=r"Bind for 0\.0\.0\.0:8081/tcp failed: port is already allocated"
+    ):
         await first.networks.open_sandbox(SandboxSpec(id="two", host_ports=(port,)))
     await first.networks.close_sandbox("one")
     again = await first.networks.open_sandbox(SandboxSpec(id="two", host_ports=(port,)))
@@ -107,9 +111,38 @@ async def test_a_port_that_a_process_listens_on_is_refused(make_lab: MakeLab) ->
     )
     await lab.serve(outside, "process", 8082)
     port = HostPort(protocol="tcp", published=8082, target=80)
-    with pytest.raises(Conflict, match="port 8082/tcp is in use on this node"):
+    with pytest.raises(Conflict, match=r"0\.0\.0\.0:8082/tcp: address already in use"):
         await node.networks.open_sandbox(SandboxSpec(id="two", host_ports=(port,)))
     assert set(node.networks.sandboxes()) == {"box"}
+
+
+async def test_a_process_keeps_its_port_until_it_ends_and_the_other_nodes_answer(
+    make_lab: MakeLab,
+) -> None:
+    """A task on that very node is reached through the others; what is missing is told."""
+    lab = await make_lab(2)
+    await lab.join()
+    first, second = lab.nodes
+    web = Service(lab, "web", "10.0.1.2", PORTS)
+    await lab.put(NETWORK)
+    await web.add(first, "10.0.1.10")
+    outside = msgspec.structs.replace(web.replicas[0].sandbox, netns=f"/run/netns/{first.netns}")
+    process = await lab.serve(outside, "process", 8080)
+    await lab.put(web.entry)
+    client = f"{lab.prefix}-client"
+    for _ in range(2):
+        assert (await ask(client, first.address, 8080)).keys() == {"process"}
+        assert (await ask(first.netns, "127.0.0.1", 8080)).keys() == {"process"}
+        assert (await ask(client, second.address, 8080)).keys() == {"web.10"}
+        (warning,) = [text for text in first.networks.warnings if "8080/tcp" in text]
+        assert "address already in use by a process of this node" in warning
+        assert second.networks.warnings == ()
+        await lab.restart(first)
+    await lab.stop_server(process)
+    async with asyncio.timeout(DEADLINE_S):
+        while first.networks.warnings:  # noqa: ASYNC110 - the kernel tells nobody of a free port
+            await asyncio.sleep(0.05)
+    assert (await ask(client, first.address, 8080)).keys() == {"web.10"}
 
 
 async def test_a_chosen_port_and_a_port_of_one_address(make_lab: MakeLab) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import Conflict, Invalid, Unavailable
+from common.errors import Conflict, Invalid, PortTaken, Unavailable
 from worker.network import ingress, overlay
 from worker.network.ipam import Ipam, node_subnet
 from worker.network.journal import Journal
@@ -55,11 +55,30 @@ def test_claims_on_ports_meet_only_where_their_addresses_do() -> None:
     ports.claim("a", one)
     ports.claim("b", HostPort(protocol="tcp", published=number, target=80, host_ip="127.0.0.2"))
     ports.claim("c", HostPort(protocol="udp", published=number, target=80))
-    with pytest.raises(Conflict, match=f"port {number}/tcp is in use on this node"):
+    with pytest.raises(Conflict, match=f":{number}/tcp failed: port is already allocated"):
         ports.claim("d", HostPort(protocol="tcp", published=number, target=80))
     ports.release("a")
     ports.release("b")
     ports.claim("d", HostPort(protocol="tcp", published=number, target=80))
+    ports.close()
+
+
+def test_connections_of_a_process_that_ended_are_not_in_the_way_but_a_listener_is() -> None:
+    ports = Ports(random.Random(1))
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        number = int(listener.getsockname()[1])
+        assert "address already in use by a process" in ports.publish("tcp", number)
+        with socket.create_connection(("127.0.0.1", number)), listener.accept()[0] as near:
+            near.close()  # the server's side closes first: it has to wait
+    assert ports.publish("tcp", number) == ""
+    with pytest.raises(PortTaken, match="allocated to a published service"):
+        ports.claim("a", HostPort(protocol="tcp", published=number, target=80))
+    ports.unpublish("tcp", number)
+    ports.claim("a", HostPort(protocol="tcp", published=number, target=80))
+    assert "allocated to container a" in ports.publish("tcp", number)
     ports.close()
 
 

@@ -265,6 +265,20 @@ async def test_faulty_nodes_come_last_for_that_version_only(world: World) -> Non
     assert world.where(web, 8) == "n1"
 
 
+async def test_a_node_where_a_process_has_the_port_comes_last_at_once(world: World) -> None:
+    web = build.service("web")
+    await world.put(*nodes(2))
+    await world.run(build.service("ballast"), range(1, 6), node="n2", state=TaskState.RUNNING)
+    await world.run(web, (1,))
+    task = world.task("task-web-1")
+    assert task.node_id == "n1"
+    err = "failed to bind host port 0.0.0.0:80/tcp: address already in use by a process"
+    rejected = replace(task.status, state=TaskState.REJECTED, err=err)
+    await world.put(replace(task, status=rejected))
+    await world.run(web, (2,))
+    assert world.where(web, 2) == "n2"
+
+
 async def test_failures_of_node_bound_tasks_do_not_count(world: World) -> None:
     """SCH 19."""
     web = build.service("web")
