@@ -13,6 +13,7 @@ from cli.context import filter_option, for_each, given, output_option, pass_clie
 from cli.logs import log_options, show_logs
 from cli.options import CPUS, DURATION, SIZE
 from cli.progress import wait_converged
+from cli.revisions import show_history
 from cli.secret import references
 from cli.service_spec import created, mode_name, rescale, updated
 from cli.tasks import show_tasks
@@ -165,14 +166,28 @@ def update(ctx: click.Context, /, **_: Any) -> None:
 
 
 @service.command()
+@quiet_option
+@output_option
+@click.argument("ref", metavar="SERVICE")
+@pass_client
+def history(client: Client, quiet: bool, output: str, ref: str) -> None:
+    """List the revisions of SERVICE: when its spec changed, why, and in what."""
+    show_history(client, ref, quiet=quiet, output=output)
+
+
+@service.command()
+@click.option("--to", type=int, metavar="REVISION", help="One of `service history`.")
 @click.option("-d", "--detach", is_flag=True, help="Don't wait until the tasks run.")
 @click.option("-q", "--quiet", is_flag=True, help="Wait without showing progress.")
 @click.argument("ref", metavar="SERVICE")
 @pass_client
-def rollback(client: Client, detach: bool, quiet: bool, ref: str) -> None:
-    """Go back to the spec that SERVICE had before its last update."""
+def rollback(client: Client, to: int | None, detach: bool, quiet: bool, ref: str) -> None:
+    """Go back to the spec that SERVICE had before its last update, or to that of a revision."""
     found = client.get(f"/services/{ref}")
-    _send(client, found, found["Spec"], rollback="previous")
+    if to is None:
+        _send(client, found, found["Spec"], rollback="previous")
+    else:
+        _send(client, found, found["Spec"], rollback_to=to)
     click.echo(ref)
     _wait(client, found["ID"], {"detach": detach, "quiet": quiet, "rollback": True})
 
@@ -276,13 +291,18 @@ def _with_image(flags: dict[str, Any], *, required: bool) -> dict[str, Any]:
 
 
 def _send(
-    client: Client, found: dict[str, Any], spec: dict[str, Any], rollback: str | None = None
+    client: Client,
+    found: dict[str, Any],
+    spec: dict[str, Any],
+    rollback: str | None = None,
+    rollback_to: int | None = None,
 ) -> None:
     client.post(
         f"/services/{found['ID']}/update",
         spec,
         version=found["Version"]["Index"],
         rollback=rollback,
+        rollbackTo=rollback_to,
     )
 
 

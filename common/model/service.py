@@ -109,6 +109,15 @@ class JobStatus(Model, frozen=True, kw_only=True):
     last_execution: dt.datetime | None = None
 
 
+class Revision(Model, frozen=True, kw_only=True):
+    """One of the specs that a service had, and what made it so (`manager/revisions.py`)."""
+
+    number: int  # of this service, from 1 on
+    at: dt.datetime  # when it was asked for
+    cause: str  # create, update, rollback, …
+    packed: bytes = b""  # the spec; empty for the present one
+
+
 class Service(Object, frozen=True, kw_only=True):
     spec: ServiceSpec
     previous_spec: ServiceSpec | None = None
@@ -118,3 +127,5 @@ class Service(Object, frozen=True, kw_only=True):
     update_status: UpdateStatus | None = None
     job_status: JobStatus | None = None  # of jobs
     pending_delete: bool = False
+    revision: Revision | None = None  # the present one; None: the first
+    revisions: tuple[Revision, ...] = ()  # earlier ones, oldest first; the API has them apart

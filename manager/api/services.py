@@ -17,12 +17,14 @@ from common.model.service import (
     JobStatus,
     ReplicatedJob,
     ReplicatedService,
+    Revision,
     Service,
     ServiceMode,
     ServiceSpec,
     UpdateStatus,
 )
 from common.model.task import NetworkAttachmentConfig, PortConfig, Task, TaskState
+from manager import revisions
 from manager.api import defaults, validate
 from manager.api.filters import Filters, Test, has_label, one_of, select
 from manager.api.refs import resolve
@@ -60,6 +62,10 @@ class Services:
         """`service` with the values in force where its spec says nothing."""
         return defaults.with_defaults(service)
 
+    def history(self, ref: str) -> Sequence[tuple[Revision, ServiceSpec]]:
+        """The revisions of a service, newest first. Raises NotFound, Invalid (ambiguous)."""
+        return revisions.history(self.get(ref))
+
     def statuses(self) -> dict[str, ServiceStatus]:
         """The task counts of all services, by service id."""
         view = self._store.view()
@@ -89,9 +95,15 @@ class Services:
         return self._written(id)
 
     async def update(
-        self, ref: str, version: int, spec: ServiceSpec, rollback: str = ""
+        self,
+        ref: str,
+        version: int,
+        spec: ServiceSpec,
+        rollback: str = "",
+        rollback_to: int | None = None,
     ) -> Service:
-        """Give a service a new spec, or with `rollback` = "previous" the one before.
+        """Give a service a new spec, or with `rollback` = "previous" the one before, or with
+        `rollback_to` that of an earlier revision.
 
         `version` is what the caller saw; it may be older than the object as long as the spec
         did not change since, so that the cluster's own writes get in nobody's way. Raises
@@ -99,15 +111,22 @@ class Services:
         """
         if rollback not in ("", "previous"):
             raise Invalid(f"rollback = {rollback!r} is not known; the only value is previous")
-        if not rollback:
+        if rollback and rollback_to is not None:
+            raise Invalid("rollback and rollbackTo exclude each other; give one of them")
+        back = bool(rollback) or rollback_to is not None
+        if not back:
             validate.service(spec)
 
         def write(tx: Tx) -> str:
             service = find_service(tx, ref)
             _check_version(service, version)
-            changed = self._rolled_back(service) if rollback else _updated(tx, service, spec)
+            now = self._clock.now()
+            if back:
+                changed = _rolled_back(tx, service, rollback_to, now)
+            else:
+                changed = _updated(tx, service, spec, now)
             check_references(tx, changed.spec)
-            tx.put(_run_again(changed, self._clock.now()) if changed is not service else service)
+            tx.put(_run_again(changed, now) if changed is not service else service)
             return service.id
 
         return self._written(await self._store.update(write))
@@ -119,22 +138,6 @@ class Services:
             tx.put(replace(find_service(tx, ref), pending_delete=True))
 
         await self._store.update(write)
-
-    def _rolled_back(self, service: Service) -> Service:
-        if service.previous_spec is None:
-            raise Invalid(f"service {service.spec.name} has no previous spec to roll back to")
-        if service.spec.mode.is_job:
-            return replace(service, spec=service.previous_spec, previous_spec=service.spec)
-        return replace(
-            service,
-            spec=service.previous_spec,
-            previous_spec=service.spec,
-            update_status=UpdateStatus(
-                state="rollback_started",
-                started_at=self._clock.now(),
-                message="manually requested rollback",
-            ),
-        )
 
     def _written(self, id: str) -> Service:
         service = self._store.view().get(Service, id)
@@ -161,7 +164,7 @@ def _check_version(service: Service, seen: int) -> None:
         )
 
 
-def _updated(tx: Tx, service: Service, spec: ServiceSpec) -> Service:
+def _updated(tx: Tx, service: Service, spec: ServiceSpec, now: dt.datetime) -> Service:
     full = _complete(tx, spec)
     if full.name != service.spec.name:
         raise NotImplementedHere(
@@ -176,7 +179,27 @@ def _updated(tx: Tx, service: Service, spec: ServiceSpec) -> Service:
     if full == service.spec:
         paused = service.update_status is not None and "paused" in service.update_status.state
         return replace(service, update_status=None) if paused else service
-    return replace(service, spec=full, previous_spec=service.spec, update_status=None)
+    changed = revisions.revised(service, full, "update", now)
+    return replace(changed, previous_spec=service.spec, update_status=None)
+
+
+def _rolled_back(tx: Tx, service: Service, to: int | None, now: dt.datetime) -> Service:
+    """`service` on its way back to its previous spec, or to that of revision `to`.
+
+    What the spec needs may be gone, or be another's by now: that is seen as for a new one."""
+    spec = service.previous_spec if to is None else revisions.spec_of(service, to)
+    if spec is None:
+        raise Invalid(f"service {service.spec.name} has no previous spec to roll back to")
+    full = _complete(tx, spec)
+    _check_ports(tx, full, service.id)
+    cause = "rollback" if to is None else f"rollback to {to}"
+    changed = replace(revisions.revised(service, full, cause, now), previous_spec=service.spec)
+    if service.spec.mode.is_job:
+        return changed
+    status = UpdateStatus(
+        state="rollback_started", started_at=now, message="manually requested rollback"
+    )
+    return replace(changed, update_status=status)
 
 
 def _run_again(service: Service, now: dt.datetime) -> Service:

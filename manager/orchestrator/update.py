@@ -33,6 +33,7 @@ from manager.orchestrator.scene import (
     ended_itself,
     fill,
 )
+from manager.revisions import revised
 
 # A task that does not run after this long has failed, whatever it waits for (behaviour 92).
 PROGRESS_LIMIT = dt.timedelta(minutes=10)
@@ -219,8 +220,7 @@ def _roll_back(scene: Scene, reason: str) -> Service:
     if service.previous_spec is None:
         return service
     return replace(
-        service,
-        spec=service.previous_spec,
+        revised(service, service.previous_spec, "rollback of a failed update", scene.now),
         previous_spec=None,
         previous_spec_version=None,
         update_status=UpdateStatus(

@@ -3,8 +3,10 @@
 import base64
 import binascii
 import json
+from typing import Any
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from common.errors import Invalid, NotImplementedHere, Unavailable
 from common.model.base import to_builtins
@@ -27,13 +29,14 @@ class ServiceRoutes:
             Route("GET", "/services/{id}", self.inspect, on_leader=True, stale=True),
             Route("DELETE", "/services/{id}", self.remove, on_leader=True),
             Route("POST", "/services/{id}/update", self.update, on_leader=True),
+            Route("GET", "/services/{id}/history", self.history, on_leader=True, stale=True),
             Route("GET", "/services/{id}/logs", self.logs, on_leader=True),
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
         api = manager(self._daemon).api.services
         services = api.list(body.filters(request))
-        rows = [to_builtins(service) for service in services]
+        rows = [_shown(service) for service in services]
         if body.flag(request, "status"):
             statuses = api.statuses()
             for row in rows:
@@ -51,7 +54,22 @@ class ServiceRoutes:
         service = api.get(request.match_info["id"])
         if body.flag(request, "insertDefaults"):
             service = api.with_defaults(service)
-        return json_response(to_builtins(service))
+        return json_response(_shown(service))
+
+    async def history(self, request: web.Request) -> web.StreamResponse:
+        """The service's revisions, newest first; the first is the present one. Not Docker's."""
+        found = manager(self._daemon).api.services.history(request.match_info["id"])
+        return json_response(
+            [
+                {
+                    "Revision": revision.number,
+                    "CreatedAt": revision.at,
+                    "Cause": revision.cause,
+                    "Spec": to_builtins(spec),
+                }
+                for revision, spec in found
+            ]
+        )
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
         await manager(self._daemon).api.services.remove(request.match_info["id"])
@@ -64,7 +82,11 @@ class ServiceRoutes:
             raise Invalid(f"rollback = {rollback!r} is not known; the only value is previous")
         spec = await body.read(request, ServiceSpec)
         await manager(self._daemon).api.services.update(
-            request.match_info["id"], body.version(request), spec, rollback=rollback
+            request.match_info["id"],
+            body.version(request),
+            spec,
+            rollback=rollback,
+            rollback_to=body.number(request, "rollbackTo"),
         )
         return json_response({})
 
@@ -73,6 +95,12 @@ class ServiceRoutes:
         container = service.spec.task_template.container_spec
         tty = container is not None and container.tty
         return await cluster_logs(request, self._daemon, tty=tty, service_id=service.id)
+
+
+def _shown(service: Service) -> dict[str, Any]:
+    """As Docker has it: the revisions have a path of their own."""
+    plain: dict[str, Any] = to_builtins(replace(service, revision=None, revisions=()))
+    return plain
 
 
 def manager(daemon: Daemon) -> Manager:

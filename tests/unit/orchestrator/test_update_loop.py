@@ -170,6 +170,8 @@ async def test_roll_back_a_failing_image(world: World) -> None:
     assert world.images(web) == ["web:1"] * 6
     assert watch.least == 4
     assert done.previous_spec is None
+    causes = [revision.cause for revision, _ in world.services.history(web.id)]
+    assert causes == ["rollback of a failed update", "update", "create"]
     ids = {task.id for task in running(world.tasks())}
     await asyncio.sleep(100)
     assert ids == {task.id for task in running(world.tasks())}
