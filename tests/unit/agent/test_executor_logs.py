@@ -1,0 +1,56 @@
+"""What the engine is asked for when somebody wants a task's lines."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from common.errors import NotFound
+from common.model.node import NodeDescription
+from common.protocol.dispatcher import LogLine, LogRequest
+from worker.agent.executor import EngineExecutor
+from worker.agent.task_files import TaskFiles
+
+
+class Engine:
+    """Has one container, of task t1."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def list(self, *, all: bool) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id="c1", owner="t1")] if all else []
+
+    def find(self, id: str) -> SimpleNamespace:
+        return SimpleNamespace(id=id)
+
+    async def logs(self, id: str, **asked: Any) -> AsyncIterator[SimpleNamespace]:
+        self.asked.append({"id": id, **asked})
+        yield SimpleNamespace(stream=2, time_ns=9, data=b"said\n")
+
+
+async def lines(executor: EngineExecutor, task_id: str, request: LogRequest) -> list[LogLine]:
+    async with contextlib.aclosing(executor.logs(task_id, request)) as found:  # type: ignore[type-var]
+        return [line async for line in found]
+
+
+async def test_every_wish_reaches_the_engine() -> None:
+    """LOG 172; a container that was deleted meanwhile is named in an error of its own."""
+    engine = Engine()
+    executor = EngineExecutor(engine, None, NodeDescription, TaskFiles())  # type: ignore[arg-type]
+    wishes: dict[str, Any] = {
+        "follow": True,
+        "tail": 4,
+        "since_ns": 5,
+        "until_ns": 7,
+        "stdout": False,
+        "stderr": True,
+    }
+    request = LogRequest(request_id="r", task_ids=("t1", "t2"), **wishes)
+    found = await lines(executor, "t1", request)
+    assert found == [LogLine(task_id="t1", stream=2, time_ns=9, data=b"said\n")]
+    assert engine.asked == [{"id": "c1", **wishes}]
+    with pytest.raises(NotFound, match="container of task t2 is gone"):
+        await lines(executor, "t2", request)
