@@ -25,7 +25,7 @@ class ApiError(CliError):
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
@@ -64,9 +64,11 @@ class Client:
         *,
         body: object = None,
         query: dict[str, object] | None = None,
+        patient: bool = False,
     ) -> Any:
+        """`patient`: the answer may be as long in coming as it likes."""
         payload = None if body is None else json.dumps(body).encode()
-        response = self.open(method, path, query=query, body=payload)
+        response = self.open(method, path, query=query, body=payload, patient=patient)
         data = response.read()
         if not data:
             return None
@@ -103,9 +105,10 @@ class Client:
         query: dict[str, object] | None = None,
         body: bytes | IO[bytes] | Iterable[bytes] | None = None,
         content_type: str = "application/json",
+        patient: bool = False,
     ) -> http.client.HTTPResponse:
         """The answer, its body not read yet. Raises as `get` does."""
-        connection = self._connection()
+        connection = self._connection(None if patient else TIMEOUT_S)
         try:
             connection.request(
                 method,
@@ -161,13 +164,13 @@ class Client:
         raw.settimeout(None)
         return raw, rest
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self, timeout_s: float | None = TIMEOUT_S) -> http.client.HTTPConnection:
         if self._unix:
-            return _UnixConnection(self._rest, TIMEOUT_S)
+            return _UnixConnection(self._rest, timeout_s)
         host, _, port = self._rest.rpartition(":")
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise CliError(f"host {self.host!r} has no port from 1 to 65535: write tcp://HOST:PORT")
-        return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=TIMEOUT_S)
+        return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout_s)
 
     def _unreachable(self, why: str) -> str:
         return (

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from cli import files, lifecycle, options, prune, run, usage
 from cli import format as fmt
-from cli import options
 from cli.client import ApiError, Client
 from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
 from cli.logs import log_options, moment, show_container_logs
@@ -17,7 +17,17 @@ from cli.terminal import follow_size, join, raw_terminal
 
 @click.group()
 def container() -> None:
-    """Look into and stop the containers of this node."""
+    """Look into, change and stop the containers of this node."""
+
+
+for _command in (
+    *run.COMMANDS,
+    *lifecycle.COMMANDS,
+    *usage.COMMANDS,
+    *files.COMMANDS,
+    prune.containers,
+):
+    container.add_command(_command)
 
 
 @container.command("ls")
@@ -121,15 +131,6 @@ def run_in(
         join(raw, started, stdin=interactive, is_tty=tty)
     code: int = client.get(f"/exec/{exec_id}/json")["ExitCode"]
     return code
-
-
-@container.command()
-@click.option("-t", "--time", "seconds", type=int, help="Seconds from stop signal to kill.")
-@click.argument("containers", nargs=-1, required=True)
-@pass_client
-def stop(client: Client, seconds: int | None, containers: tuple[str, ...]) -> None:
-    """Stop CONTAINERS: their stop signal, and after a while SIGKILL."""
-    for_each(containers, lambda ref: client.post(f"/containers/{ref}/stop", t=seconds))
 
 
 @container.command("rm")

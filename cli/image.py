@@ -11,6 +11,8 @@ from cli import format as fmt
 from cli import options
 from cli.client import Client, CliError
 from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
+from cli.files import save as write_archive
+from cli.prune import images as prune
 
 CHUNK = 1024 * 1024  # bytes sent at once
 
@@ -100,6 +102,52 @@ def list_images(
 
 
 @image.command()
+@click.option("-o", "--output", metavar="FILE", help="In place of standard output.")
+@click.argument("images", nargs=-1, required=True)
+@pass_client
+def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
+    """Write IMAGES as one archive, which `load` takes."""
+    query: dict[str, object] = {"names": list(images)}
+    write_archive(client.open("GET", "/images/get", query=query), output)
+
+
+@image.command()
+@click.argument("source", metavar="IMAGE")
+@click.argument("reference", metavar="NAME[:TAG]")
+@pass_client
+def tag(client: Client, source: str, reference: str) -> None:
+    """Give IMAGE one more name."""
+    name, own = _split(reference)
+    client.post(f"/images/{source}/tag", repo=name, tag=own)
+
+
+@image.command()
+@output_option
+@quiet_option
+@click.argument("ref", metavar="IMAGE")
+@pass_client
+def history(client: Client, output: str, quiet: bool, ref: str) -> None:
+    """Show what IMAGE's layers were made by, the newest first."""
+    found: list[dict[str, Any]] = client.get(f"/images/{ref}/history")
+    rows = [
+        (
+            fmt.short(item.get("Id") or "<missing>"),
+            f"{fmt.ago(item['Created'])} ago",
+            _cut(item.get("CreatedBy", "")),
+            fmt.size(item.get("Size", 0)),
+            item.get("Comment", ""),
+        )
+        for item in found
+    ]
+    headings = ("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT")
+    fmt.show(headings, rows, found, quiet=quiet, output=output)
+
+
+def _cut(text: str, width: int = 45) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+@image.command()
 @click.argument("images", nargs=-1, required=True)
 @pass_client
 def inspect(client: Client, images: tuple[str, ...]) -> None:
@@ -161,3 +209,6 @@ def _follow(objects: Iterator[dict[str, Any]], *, quiet: bool = False) -> None:
         prefix = f"{item['id']}: " if "id" in item else ""
         line = f"{prefix}{text.rstrip()} {item.get('progress', '')}".rstrip()
         click.echo(f"\r\033[K{line}" if moving else line, nl=not moving)
+
+
+image.add_command(prune)

@@ -8,6 +8,7 @@ from cli import format as fmt
 from cli import options
 from cli.client import Client
 from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
+from cli.prune import networks as prune
 
 
 @click.group()
@@ -90,3 +91,6 @@ def inspect(client: Client, networks: tuple[str, ...]) -> None:
 def remove(client: Client, networks: tuple[str, ...]) -> None:
     """Remove NETWORKS that nothing uses."""
     for_each(networks, lambda ref: client.delete(f"/networks/{ref}"))
+
+
+network.add_command(prune)

@@ -221,6 +221,11 @@ def scale(client: Client, detach: bool, targets: tuple[str, ...]) -> None:
 def list_services(client: Client, wanted: tuple[str, ...], quiet: bool, output: str) -> None:
     """List the services."""
     services = client.get("/services", filters=options.filters(wanted), status=True)
+    show_services(services, quiet=quiet, output=output)
+
+
+def show_services(services: list[dict[str, Any]], *, quiet: bool, output: str) -> None:
+    """Print services, sorted by name; they were asked for with their status."""
     services.sort(key=lambda item: item["Spec"]["Name"])
     headings = ("ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS")
     rows = [_row(item) for item in services]
@@ -327,8 +332,9 @@ def _replicas(item: dict[str, Any]) -> str:
     mode = item["Spec"]["Mode"]
     if not mode_name(mode).endswith("-job"):
         return text
-    total = mode.get("ReplicatedJob", {}).get("TotalCompletions", desired)
-    return f"{text} ({status.get('CompletedTasks', 0)}/{total} completed)"
+    completed = status.get("CompletedTasks", 0)
+    total = mode.get("ReplicatedJob", {}).get("TotalCompletions", desired + completed)
+    return f"{text} ({completed}/{total} completed)"
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:

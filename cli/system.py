@@ -1,4 +1,4 @@
-"""shoal info, version, events."""
+"""shoal info, version, events, system."""
 
 import json
 from typing import Any
@@ -10,6 +10,8 @@ from cli import options
 from cli.client import Client, CliError
 from cli.context import filter_option, pass_client
 from cli.logs import moment
+from cli.prune import system as prune
+from cli.usage import df
 
 
 @click.command()
@@ -98,3 +100,12 @@ def events(client: Client, since: str, until: str, output: str, wanted: tuple[st
             f"{moment_text.isoformat()} {event['Type']} {event['Action']} {actor['ID']} "
             f"({attributes})"
         )
+
+
+@click.group()
+def system() -> None:
+    """Show and free what takes up this node's disk."""
+
+
+system.add_command(df)
+system.add_command(prune)

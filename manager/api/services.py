@@ -304,6 +304,8 @@ def _status(service: Service, tasks: Iterable[Task]) -> ServiceStatus:
     desired = len(wanted)
     if mode.replicated_job is not None:
         desired = mode.replicated_job.max_concurrent or 0
+    elif mode.global_job is not None:
+        desired -= completed  # clients add the two up
     elif mode.name == "replicated":
         desired = defaults.replicas(service.spec)
     return ServiceStatus(running_tasks=running, desired_tasks=desired, completed_tasks=completed)

@@ -8,7 +8,7 @@ from node.api.routes import Handler, Route
 _REFUSED = {
     "/build": "building images",
     "/session": "BuildKit sessions",
-    "/plugins{rest:(/.*)?}": "plugins",
+    "/plugins{rest:(/.*)?}": "managing plugins",
     "/images/search": "searching registries",
     "/images/{name:.+}/push": "pushing images",
     "/containers/{id}/attach/ws": "attaching by WebSocket",

@@ -155,7 +155,9 @@ class Creation:
     def _with_donors(self, host: HostConfig) -> HostConfig:
         """`container:NAME` with ids, so that a new name changes nothing."""
         changes: dict[str, str] = {}
-        for field in ("pid_mode", "ipc_mode", "network_mode", "uts_mode"):
+        shown = {"pid_mode": "PidMode", "ipc_mode": "IpcMode", "network_mode": "NetworkMode"}
+        shown["uts_mode"] = "UTSMode"
+        for field, name in shown.items():
             ref = modes.donor(getattr(host, field))
             if not ref:
                 continue
@@ -163,7 +165,7 @@ class Creation:
                 changes[field] = modes.CONTAINER + self._find(ref).id
             except NotFound as error:
                 # Not NotFound: clients take that for a missing image and go and pull it.
-                raise Invalid(f"HostConfig.{field}: {error}") from error
+                raise Invalid(f"HostConfig.{name}: {error}") from error
         return msgspec.structs.replace(host, **changes)
 
     def _named(self, body: ContainerCreate, container_id: str) -> ContainerCreate:

@@ -403,6 +403,8 @@ class Lifecycle:
     # --- pause
 
     async def pause(self, container: Container) -> None:
+        if container.state == "paused":
+            raise Conflict(f"container {container.name} is already paused")
         if container.state != "running":
             raise Conflict(f"container {container.name} is not running")
         await self._freeze(container, True)

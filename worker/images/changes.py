@@ -76,7 +76,10 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _environment(config: Config, text: str) -> None:
-    config.setdefault("Env", []).extend(f"{key}={value}" for key, value in _pairs(text).items())
+    """What is set already gets the new value where it stands."""
+    known = {line.partition("=")[0]: line for line in config.get("Env") or ()}
+    known |= {key: f"{key}={value}" for key, value in _pairs(text).items()}
+    config["Env"] = list(known.values())
 
 
 def _labels(config: Config, text: str) -> None:

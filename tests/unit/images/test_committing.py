@@ -2,6 +2,7 @@
 
 import json
 
+from worker.images.changes import apply
 from worker.images.committing import Note, extended, history
 
 BASE = {
@@ -29,3 +30,11 @@ def test_history_gives_sizes_to_lines_with_files() -> None:
     rows = history(json.dumps(BASE | {"history": lines}).encode(), [10, 20])
     assert [row["size"] for row in rows] == [20, 0, 10]
     assert [row["size"] for row in history(json.dumps(BASE).encode(), [10, 20])] == [20, 10]
+
+
+def test_a_variable_is_added_or_replaced_where_it_stands() -> None:
+    """What comes of a container has tuples, not lists."""
+    before = {"Env": ("PATH=/bin", "A=a", "B=b")}
+    assert apply(["ENV A=1 C=2"], before)["Env"] == ["PATH=/bin", "A=1", "B=b", "C=2"]
+    assert apply(["ENV C a b"])["Env"] == ["C=a b"]
+    assert before == {"Env": ("PATH=/bin", "A=a", "B=b")}

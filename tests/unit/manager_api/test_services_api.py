@@ -37,6 +37,7 @@ from common.model.task import (
     TaskSpec,
     TaskState,
 )
+from manager.api.services import _status
 from tests.support import build
 from tests.unit.manager_api.conftest import World
 
@@ -381,3 +382,14 @@ async def test_tasks(world: World) -> None:
     assert tasks.peek("none") is None
     with pytest.raises(NotFound, match="task none not found"):
         tasks.get("none")
+
+
+def test_a_global_job_desires_what_is_not_completed() -> None:
+    """Clients show completed of completed and desired."""
+    job = build.service("job")
+    job = replace(job, spec=replace(job.spec, mode=ServiceMode(global_job=GlobalJob())))
+    complete = TaskState.COMPLETE
+    done = build.task(job, id="a", node="a", desired=complete, state=complete)
+    going = build.task(job, id="b", node="b", desired=complete, state=TaskState.RUNNING)
+    status = _status(job, [done, going])
+    assert (status.completed_tasks, status.running_tasks, status.desired_tasks) == (1, 1, 1)
