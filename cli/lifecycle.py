@@ -171,7 +171,7 @@ def restart_policy(text: str) -> dict[str, Any]:
 
 def _end(client: Client, ref: str, how: str, seconds: int | None, signal: str | None) -> None:
     """A stop may take as long as the container's grace period."""
-    query = {"t": seconds, "signal": signal}
+    query: dict[str, object] = {"t": seconds, "signal": signal}
     client.call("POST", f"/containers/{ref}/{how}", query=query, patient=True)
 
 
