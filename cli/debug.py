@@ -26,7 +26,10 @@ LABEL = "org.shoal.debug"
 _INTERPRETER = 3  # program header of a file that needs libraries
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command(
+    context_settings={"allow_interspersed_args": False},
+    short_help="Run a shell with tools beside a container.",
+)
 @click.option("--image", default="", help="Whose tools to bring.  [default: this host's busybox]")
 @click.option("-u", "--user", default="0", show_default=True, metavar="NAME|UID[:GROUP|GID]")
 @click.argument("ref", metavar="CONTAINER")

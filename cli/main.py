@@ -26,6 +26,7 @@ _COMMANDS = {
     "info": "cli.system:info",
     "version": "cli.system:show_version",
     "events": "cli.system:events",
+    "completion": "cli.completion:completion",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from cli import files, lifecycle, run, usage
@@ -258,3 +259,9 @@ def test_every_command_has_a_help(monkeypatch: pytest.MonkeyPatch) -> None:
         assert command.get_short_help_str(), line
 
     walk(shoal, click.Context(shoal), [])
+
+
+def test_completion_of_a_command_and_its_options() -> None:
+    assert "_SHOAL_COMPLETE=bash_complete" in invoke("completion", "bash").output
+    found = BashComplete(shoal, {}, "shoal", "_SHOAL_COMPLETE").get_completions(["stack"], "")
+    assert [item.value for item in found] == ["ls", "ps", "rm", "services"]
