@@ -67,7 +67,10 @@ def init(
             "AutoLockManagers": autolock,
         },
     )
-    click.echo(f"Swarm initialized: current node ({node_id}) is now a manager.\n")
+    if force_new_cluster:
+        click.echo(f"This node ({node_id}) goes on as the only manager, with all that it had.\n")
+    else:
+        click.echo(f"Swarm initialized: current node ({node_id}) is now a manager.\n")
     click.echo("To add a worker to this swarm, run the following command on it:\n")
     click.echo(f"{_join_command(client, 'Worker')}\n")
     click.echo("To add a manager, run: shoal swarm join-token manager")

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.model.network import Network
 from common.model.node import Node
+from common.model.secret import Config, Secret
 from common.model.service import Service
 from manager.store.store import Event, Resync, Store
 from node.api.body import Filters
@@ -43,6 +44,10 @@ def _kind(value: object) -> tuple[str, str]:
             return "node", description.hostname
         case Network(spec=network):
             return "network", network.name
+        case Secret(spec=secret):
+            return "secret", secret.name
+        case Config(spec=config):
+            return "config", config.name
         case _:
             return "", ""
 
@@ -94,7 +99,7 @@ def passes(event: dict[str, Any], filters: Filters) -> bool:
                 found = (event["Action"],)
             case "scope":
                 found = (event["scope"],)
-            case "service" | "node" | "network":
+            case "service" | "node" | "network" | "secret" | "config":
                 if event["Type"] != name:
                     return False
                 found = (actor["ID"], actor["Attributes"].get("name", ""))

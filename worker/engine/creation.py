@@ -195,7 +195,8 @@ class Creation:
         except NotFound:
             # Not NotFound: clients take that for a missing image and go and pull it.
             raise Invalid(
-                f"network {name} not found on this node; `docker network ls` shows what there is"
+                f"network {name} is none of this node's own: use bridge, host or none; networks of "
+                "the cluster are for services"
             ) from None
         if network.get("Driver") == "overlay":
             raise NotImplementedHere(

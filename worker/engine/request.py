@@ -255,7 +255,9 @@ def log_options(host: HostConfig) -> tuple[int, int] | None:
     """
     driver, options = host.log_config.type, host.log_config.config or {}
     if driver not in _LOG_DRIVERS:
-        raise NotImplementedHere(f"HostConfig.LogConfig.Type = {driver!r}: use json-file or none")
+        raise NotImplementedHere(
+            f"HostConfig.LogConfig.Type = {driver!r}: use json-file, local or none"
+        )
     if unknown := set(options) - _LOG_OPTIONS:
         raise NotImplementedHere(f"log option {sorted(unknown)[0]!r} is not supported")
     if driver == "none":

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from common.model.base import Object
 from common.model.node import Availability, NodeState
+from common.model.secret import Config, ConfigSpec, Secret, SecretSpec
 from common.model.service import UpdateStatus
 from manager.store.store import Event
 from node.api.cluster_events import describe, passes
@@ -49,6 +50,26 @@ def test_a_services_event_has_old_and_new() -> None:
         "image.new": "web:2",
         "updatestate.new": "updating",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("secret", Secret(id="s1", spec=SecretSpec(name="key", data=b"hidden"))),
+        ("config", Config(id="s1", spec=ConfigSpec(name="key", data=b"hidden"))),
+    ],
+)
+def test_a_secret_or_config_comes_and_goes(kind: str, made: Object) -> None:
+    """Its name is told, never what it holds; and it can be asked for by kind, name and id."""
+    for action in ("create", "remove"):
+        event = describe(Event(action, made, None), 0)
+        assert event is not None
+        assert (event["Type"], event["Action"]) == (kind, action)
+        assert event["Actor"] == {"ID": "s1", "Attributes": {"name": "key"}}
+        assert passes(event, {kind: ["key"]})
+        assert passes(event, {kind: ["s1"], "type": [kind]})
+        assert not passes(event, {kind: ["other"]})
+        assert not passes(event, {"node": ["key"]})
 
 
 def test_tasks_make_no_events() -> None:

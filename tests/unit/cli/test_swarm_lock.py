@@ -97,3 +97,23 @@ def test_the_key_is_shown_rotated_or_said_to_be_missing(daemon: Daemon) -> None:
     assert run("unlock-key", "-q") == f"{KEY}\n"
     assert "Successfully rotated manager unlock key." in run("unlock-key", "--rotate")
     assert daemon.posted[-1][2] == {"version": 7, "rotateManagerUnlockKey": True}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ((), "Swarm initialized: current node (n1)"),
+        (("--force-new-cluster",), "goes on as the only"),
+    ],
+)
+def test_a_new_cluster_and_a_survivor_are_told_apart(
+    flags: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: dict[str, Any] = {
+        "/info": {"Swarm": {"NodeID": "n1"}},
+        "/swarm": {"JoinTokens": {"Worker": "SWMTKN-1"}},
+        "/nodes/n1": {"ManagerStatus": {"Addr": "192.0.2.1:2377"}},
+    }
+    monkeypatch.setattr(Client, "get", lambda _, path, **query: answers[path])
+    monkeypatch.setattr(Client, "post", lambda _, path, body=None, **query: "n1")
+    assert says in run("init", *flags)
