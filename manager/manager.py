@@ -222,9 +222,9 @@ class Manager:
         await self.raft.stop()
         await self._ended.wait()
 
-    async def rotate_key(self) -> None:
-        """Seal what is written from now on with a new data key. Raises DiskFailed, Unavailable."""
-        await self._disk.rotate_key()
+    def drop_old_keys(self) -> None:
+        """Take a snapshot soon, and with it the last need for data keys but the newest."""
+        self.raft.snapshot_soon()
 
     async def _follow_raft(self) -> None:
         status = self.raft.status

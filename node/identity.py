@@ -31,6 +31,9 @@ _SEALED = re.compile(
 _KEY = re.compile(rb"-----BEGIN PRIVATE KEY-----.*?-----END PRIVATE KEY-----\n?", re.DOTALL)
 
 
+CREDENTIALS = "node.pem"  # the certificate, and its key; also its name in the keyring
+
+
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """What a daemon must know to be the same node again after a restart."""
 
@@ -77,7 +80,7 @@ class IdentityFiles:
             raise Invalid(f"{self._state} is damaged: {error}; leave and join again") from error
 
     def _credentials(self) -> Credentials:
-        path = self.folder / "node.pem"
+        path = self.folder / CREDENTIALS
         both = path.read_bytes()
         root = (self.folder / "root.pem").read_bytes()
         if sealed := _SEALED.search(both):
@@ -104,19 +107,19 @@ class IdentityFiles:
         self._make_folder()
         write_atomically(self.folder / "root.pem", credentials.root)
         key = self._sealed(credentials.key) if sealed else credentials.key
-        write_atomically(self.folder / "node.pem", credentials.certificate + key)
+        write_atomically(self.folder / CREDENTIALS, credentials.certificate + key)
         if sealed:
-            self.keyring.sealed("node.pem")
+            self.keyring.sealed(CREDENTIALS)
         else:
-            self.keyring.forget("node.pem")
+            self.keyring.forget(CREDENTIALS)
 
     @property
     def are_sealed(self) -> bool:
         """Whether the key on disk is."""
-        return _SEALED.search((self.folder / "node.pem").read_bytes()) is not None
+        return _SEALED.search((self.folder / CREDENTIALS).read_bytes()) is not None
 
     def _sealed(self, key: bytes) -> bytes:
-        text = base64.b64encode(self.keyring.seal("node.pem", key))
+        text = base64.b64encode(self.keyring.seal(CREDENTIALS, key))
         begin, end = (b"-----%s SEALED PRIVATE KEY-----\n" % word for word in (b"BEGIN", b"END"))
         return begin + text + b"\n" + end
 

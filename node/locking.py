@@ -14,6 +14,7 @@ from common.model.cluster import Cluster
 from manager.manager import Manager
 from manager.raft.keyring import Keyring, guard_of
 from manager.store.watch import Resync
+from node.identity import CREDENTIALS
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class LockFollower:
         """Follow the cluster object of `manager` until cancelled.
 
         When the keyring is first locked, all keys that were on disk in the clear get successors:
-        the data key, and with `renew` the key of the certificate.
+        the data key together with the lock, and with `renew` the key of the certificate. Then what
+        is sealed with the old data key goes. As the keyring tells how far that has come, an error
+        or a crash in between only delays it.
         """
         with manager.store.watch() as watcher:
             while True:
@@ -62,9 +65,11 @@ class LockFollower:
     ) -> None:
         while True:
             try:
-                if await self._follow(manager, keyring):
-                    await manager.rotate_key()
-                    await renew()
+                await self._follow(manager, keyring)
+                if len(keyring.key_ids) > 1:
+                    if not keyring.is_current(CREDENTIALS):
+                        await renew()
+                    manager.drop_old_keys()
             except (ShoalError, OSError) as error:
                 reason = str(error)
                 log.warning("cannot follow the cluster's autolock yet", extra={"reason": reason})
@@ -72,17 +77,14 @@ class LockFollower:
             else:
                 return
 
-    async def _follow(self, manager: Manager, keyring: Keyring) -> bool:
-        """Whether it is locked now and was not before."""
+    async def _follow(self, manager: Manager, keyring: Keyring) -> None:
         cluster = next(iter(manager.store.view().find(Cluster)), None)
         if cluster is None:
-            return False
+            return
         guard, version = guard_of(cluster.unlock_key), cluster.version.index
-        locked = False
         if keyring.would_change(guard, version):
-            locked = await asyncio.to_thread(keyring.set_guard, guard, version)
+            await asyncio.to_thread(keyring.set_guard, guard, version)
             log.info("autolock", extra={"locked": keyring.is_locked})
         self._followed = version
         news, self._news = self._news, asyncio.Event()
         news.set()
-        return locked

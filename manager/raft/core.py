@@ -205,7 +205,7 @@ class Raft:
         Followers that are getting an older snapshot will need the entries that follow it: without
         them a slow one would have to start again and again. Those are kept up to a bound.
         """
-        if self.snapshot is None or meta.index > self.snapshot.index:
+        if self.snapshot is None or meta.index >= self.snapshot.index:
             self.snapshot = meta
             config = self._config
             last = self.log.tail(meta.index, config.keep_entries, config.keep_bytes)
@@ -225,6 +225,13 @@ class Raft:
         progress = self.leadership.progress.get(target) if self.leadership else None
         if progress and progress.snapshot == meta:
             progress.probe()
+
+    def snapshot_damaged(self, meta: SnapshotMeta) -> None:
+        """The snapshot `meta` on disk is of no use: followers wait for the next one."""
+        if self.snapshot == meta:
+            self.snapshot = None
+        for target in self.leadership.progress if self.leadership else ():
+            self.snapshot_missing(target, meta)
 
     # Output
 

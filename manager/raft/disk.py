@@ -194,6 +194,7 @@ class FileDisk:
     async def _prune(self, meta: SnapshotMeta, pinned: Collection[SnapshotMeta]) -> None:
         def prune() -> None:
             self._snapshots.prune(pinned)
+            self._segments.follow_key()  # a segment is removed only when there is a later one
             self._segments.prune(meta.index)
             self.keyring.drop_unused()
 
@@ -270,7 +271,7 @@ class FileDisk:
 
     def _rotate_key(self) -> None:
         self.keyring.rotate()
-        self._segments.start_new()
+        self._segments.follow_key()
 
     def _take_lock(self) -> None:
         if self._lock >= 0:

@@ -90,6 +90,7 @@ class Driver:
         self._take_part(Raft(member_id, config, rng, Log(), HardState()))
         self._running = False
         self._stopping = False
+        self._snapshot_asked = False  # perhaps before the start
         self._changed = asyncio.Event()  # replaced at each change of status
         self._seen = identity(self._raft)
         self._writes: asyncio.Queue[Write] = asyncio.Queue(1)
@@ -223,6 +224,15 @@ class Driver:
             self._applying.append((index, future))
             await future
 
+    def snapshot_soon(self) -> None:
+        """Take a snapshot once all is applied that the log holds now, whether one is due or not.
+
+        After it no file is left that was sealed with an older data key (RAF 189).
+        """
+        self._snapshot_asked = True
+        if self._running:
+            self._snapshots.want(self._raft.log.last_index)
+
     async def transfer(self, to: str | None = None) -> None:
         """Hand leadership to member `to`, or to the best; returns once we do not lead.
 
@@ -251,6 +261,8 @@ class Driver:
         if meta:
             await self._snapshots.become(meta)
         self._running = True
+        if self._snapshot_asked:
+            self.snapshot_soon()
         self._wake.set()
 
     def _take_part(self, raft: Raft) -> None:

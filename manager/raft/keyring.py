@@ -171,6 +171,10 @@ class Keyring:
         """Of the key that new files are sealed with; "" before there is one."""
         return self._keys[-1].id if self._keys else ""
 
+    def is_current(self, name: str) -> bool:
+        """Whether the file `name` is sealed with the key that new files are."""
+        return self._users.get(name) == self.current_id
+
     @property
     def key_ids(self) -> tuple[str, ...]:
         return tuple(key.id for key in self._keys)
@@ -256,14 +260,17 @@ class Keyring:
         """Lock, unlock, or lock with another unlock key; the one before is of no use then.
 
         Does nothing if what the file says was asked for by a later `version`. Whether it is now
-        locked and was not.
+        locked and was not: then there is also a new data key, for those before have lain open. It
+        comes with the lock, so that no crash between the two can leave an open key the current one.
         """
         with self._lock:
             if version < self._version:
                 return False
             was_locked = self.is_locked
-            self._replace(self._keys or (new_key(),), guard, version)
-            return self.is_locked and not was_locked
+            locked = guard.name == _LOCKED and not was_locked
+            keys = (*self._keys, new_key()) if locked or not self._keys else self._keys
+            self._replace(keys, guard, version)
+            return locked
 
     def seal(self, name: str, plain: bytes) -> bytes:
         """`plain` for a new version of the small file `name`. Tell `sealed` once that is there."""

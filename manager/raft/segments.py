@@ -122,9 +122,9 @@ class Segments:
             segment.spare_asked = True
             self._spares.want()
 
-    def start_new(self) -> None:
-        """Go to the next segment now, as after the data key was changed."""
-        if self._segments:
+    def follow_key(self) -> None:
+        """Go to the next segment now if the data key was changed since the present one."""
+        if self._segments and self._segments[-1].key_id != self._keyring.current_id:
             with self._writing():
                 self._next_segment(self._segment_bytes)
 

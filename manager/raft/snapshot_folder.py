@@ -60,19 +60,32 @@ class SnapshotFolder:
             raise
 
     def prune(self, pinned: Collection[SnapshotMeta]) -> None:
-        """Remove all but the newest two and those `pinned`."""
+        """Remove all but the newest two and those `pinned`.
+
+        Of the two the older as well, if it is under an older key than the newest: that can go then.
+        """
         kept = {self._path(meta) for meta in pinned}
-        for path in self._paths()[:-_KEPT]:
-            if path not in kept:
+        paths = self._paths()
+        renewed = bool(paths) and self._keyring.is_current(paths[-1].name)
+        for age, path in enumerate(reversed(paths[:-1]), 2):
+            stays = age <= _KEPT and (self._keyring.is_current(path.name) or not renewed)
+            if path not in kept and not stays:
                 path.unlink(missing_ok=True)
                 self._keyring.forget(path.name)
 
     def read(self, meta: SnapshotMeta, offset: int, length: int) -> bytes | None:
-        """Part of the state's bytes; None if the snapshot is gone. Raises LogDamaged."""
-        with contextlib.suppress(FileNotFoundError), self._open(meta) as reader:
-            if reader.meta == meta:
-                return reader.read(offset, length)
-        return None
+        """Part of the state's bytes; None if the snapshot is gone. Raises LogDamaged.
+
+        So it does where the disk cannot read a sector: nothing else needs that one.
+        """
+        try:
+            with self._open(meta) as reader:
+                return reader.read(offset, length) if reader.meta == meta else None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            what = f"it cannot be read: {error.strerror or error}"
+            raise LogDamaged(self._path(meta), offset, what) from error
 
     def feed(
         self,

@@ -7,16 +7,19 @@ Each way is a stream: nowhere is more of an encoded state in memory than a few c
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from manager.raft.config import RaftConfig
 from manager.raft.core import Raft
 from manager.raft.disk import Disk
-from manager.raft.errors import SnapshotGone
+from manager.raft.errors import KeyMissing, LogDamaged, SealBroken, SnapshotGone
 from manager.raft.leadership import ChunkRequest
 from manager.raft.machine import StateMachine
 from manager.raft.message import AnyMessage, Entry, SnapshotChunk, SnapshotMeta
 from manager.raft.trigger import is_due
+
+_LOG = logging.getLogger(__name__)
 
 CHUNKS_MAX = 64
 
@@ -47,6 +50,7 @@ class SnapshotWork:
         self._index = 0  # of the last snapshot, taken or become
         self._bytes = 0  # applied since
         self._size = 0  # of the last one
+        self._wanted = 0  # one with this entry is wanted, whether it is due or not; 0: none
 
     def applied_entry(self, entry: Entry) -> None:
         """The machine has applied `entry`."""
@@ -55,8 +59,14 @@ class SnapshotWork:
 
     def consider(self) -> None:
         """Take a snapshot if it is time to."""
-        if is_due(self._config, self.applied - self._index, self._bytes, self._size):
+        wanted = 0 < self._wanted <= self.applied
+        if wanted or is_due(self._config, self.applied - self._index, self._bytes, self._size):
             self._take.set()
+
+    def want(self, index: int) -> None:
+        """Take a snapshot as soon as entry `index` is applied."""
+        self._wanted = max(index, self._wanted, 1)
+        self._wake.set()
 
     def request(self, chunk: ChunkRequest) -> None:
         """Read and send it soon; dropped if too many wait, and asked for again after a while."""
@@ -94,6 +104,8 @@ class SnapshotWork:
             self._take.clear()
             if self._raft.installing:  # the machine is about to be replaced
                 continue
+            if self._wanted <= self.applied:
+                self._wanted = 0
             described = self._describe()
             pieces = self._machine.snapshot()
             self._index, self._bytes = self.applied, 0
@@ -117,6 +129,12 @@ class SnapshotWork:
             except SnapshotGone:
                 self._raft.snapshot_missing(asked.target, asked.meta)
                 self._wake.set()
+                continue
+            except (LogDamaged, KeyMissing, SealBroken) as error:
+                # The state itself is in memory, and good: what is on disk of it is made anew.
+                _LOG.error("a snapshot on disk is damaged", extra={"reason": str(error)})
+                self._raft.snapshot_damaged(asked.meta)
+                self.want(self.applied)
                 continue
             self._send(
                 SnapshotChunk(

@@ -16,7 +16,7 @@ from manager.raft.disk import FileDisk
 from manager.raft.driver import Driver, bootstrap
 from manager.raft.errors import DiskFailed, LogDamaged
 from manager.raft.membership import AddLearner, Promote, Remove, UpdateAddress
-from manager.raft.message import Append, Heartbeat, Member, encode
+from manager.raft.message import Append, Heartbeat, Member, SnapshotMeta, encode
 from tests.support.raft_disk import FakeDisk, Platter
 from tests.support.raft_world import SIM_CONFIG, Checker, Machine, Process, World, member, until
 
@@ -317,6 +317,53 @@ async def test_a_disk_failure_ends_run_with_the_disks_error() -> None:
     disk.broken = True
     with pytest.raises(DiskFailed, match="no space left"):
         await alone(disk).run()
+
+
+async def test_a_damaged_snapshot_is_made_anew_and_not_the_leaders_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RAF 180: found out while a new member gets it; what is in memory is good."""
+    async with world(1, SIM_CONFIG) as w:
+        leader = w.processes["m1"]
+        for number in range(3 * SIM_CONFIG.snapshot_entries):
+            await leader.driver.propose(b"%d" % number)
+        damaged = leader.driver.raft.snapshot
+        assert damaged
+        asked = 0
+        read = leader.disk.read_snapshot
+
+        async def read_snapshot(meta: SnapshotMeta, offset: int, length: int) -> bytes:
+            nonlocal asked
+            if meta == damaged:
+                asked += 1
+                raise LogDamaged("snapshot", offset, "a frame is not what was written")
+            return await read(meta, offset, length)
+
+        monkeypatch.setattr(leader.disk, "read_snapshot", read_snapshot)
+        await leader.driver.propose(b"so that the next is of another entry")
+        await w.add("m2")
+        await w.await_applied(["m2"], leader.driver.status.commit)
+        assert leader.alive
+        assert 0 < asked < 20
+        assert w.processes["m2"].machine.values == leader.machine.values
+        assert "a snapshot on disk is damaged" in caplog.text
+
+
+async def test_a_snapshot_that_is_wanted_holds_all_that_was_written_then() -> None:
+    """RAF 189: also when it was asked for before the start."""
+    async with world(1) as w:
+        driver = w.processes["m1"].driver
+        await driver.propose(b"x")
+        written = driver.raft.log.last_index
+        driver.snapshot_soon()
+        await until(lambda: driver.raft.snapshot is not None)
+        taken = driver.raft.snapshot
+        assert taken
+        assert taken.index == written
+        w.crash("m1")
+        again = w.start("m1").driver
+        again.snapshot_soon()
+        await until(lambda: bool(again.raft.snapshot) and again.raft.snapshot is not taken)
 
 
 async def test_a_damaged_log_ends_run_with_its_place(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from manager.raft.errors import KeyMissing, LogDamaged, SealBroken
-from manager.raft.keyring import Keyring
+from manager.raft.keyring import Keyring, LockedGuard, new_unlock_key
 from manager.raft.message import Entry, EntryKind, HardState
 from manager.raft.sealing import NotOpened, Sealer, new_key, new_salt
 from manager.raft.segments import Segments
@@ -38,6 +38,7 @@ from tests.support.raft_files import (
     save,
     segments,
     snapshot,
+    snapshots,
     write_plain_log,
 )
 
@@ -234,13 +235,12 @@ async def test_an_old_key_goes_with_the_last_file_under_it(tmp_path: Path) -> No
         old = disk.keyring.current_id
         await disk.rotate_key()
         await disk.write(None, entries(4, 6))
-        for index in (2, 3):
-            assert old in disk.keyring.key_ids
-            await save(disk, snapshot(index))
-        for index in (4, 5):  # the files of the two newest snapshots stay
-            await save(disk, snapshot(index))
+        assert old in disk.keyring.key_ids
+        await save(disk, snapshot(2))  # entry 3 is still in the segment under the old key
+        assert old in disk.keyring.key_ids
+        await save(disk, snapshot(3))
         assert disk.keyring.key_ids == (disk.keyring.current_id,)
-    assert (await reopened(tmp_path)).entries == tuple(entries(6, 6))
+    assert (await reopened(tmp_path)).entries == tuple(entries(4, 6))
 
 
 async def test_the_old_key_is_needed_after_a_crash_between_new_key_and_new_segment(
@@ -382,4 +382,35 @@ async def test_a_snapshot_written_again_over_itself_keeps_its_key(tmp_path: Path
         await disk.rotate_key()
         await disk.write(None, entries(4, 4))
         await save(disk, snapshot(3))
+    assert (await reopened(tmp_path)).snapshot == snapshot(3).meta
+
+
+async def test_a_key_that_lay_open_gets_a_successor_together_with_the_lock(tmp_path: Path) -> None:
+    """RAF 189, SEC 216, 217: no crash leaves a locked keyring whose current key was seen."""
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3))
+        open_key = disk.keyring.current_id
+        guard = LockedGuard(new_unlock_key(random.Random(1)))
+        assert disk.keyring.set_guard(guard)
+        assert disk.keyring.current_id != open_key
+        await disk.write(None, entries(4, 4))
+    newest = read_header(scan(segments(tmp_path)[-1].read_bytes()).records[0])
+    assert newest.key_id != open_key
+    async with opened(tmp_path, keyring=Keyring(tmp_path / "keyring", guard)) as (disk, stored):
+        assert stored.entries == tuple(entries(1, 4))
+        await save(disk, snapshot(4))
+        assert open_key not in disk.keyring.key_ids
+
+
+async def test_the_first_snapshot_under_a_new_key_ends_the_old_one(tmp_path: Path) -> None:
+    """RAF 189: old key removed only after a new snapshot, and with it."""
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 3))
+        for index in (2, 3):
+            await save(disk, snapshot(index))
+        old = disk.keyring.rotate() and disk.keyring.key_ids[0]
+        assert old in disk.keyring.key_ids
+        await save(disk, snapshot(3))
+        assert disk.keyring.key_ids == (disk.keyring.current_id,)
+        assert len(snapshots(tmp_path)) == 1
     assert (await reopened(tmp_path)).snapshot == snapshot(3).meta
