@@ -70,7 +70,10 @@ def service(docker: Docker) -> str:
         "--container-label", "kind=test", "--hostname", "web-{{.Task.Slot}}",
         "--limit-cpu", "0.5", "--limit-memory", "64m", "--reserve-memory", "16m",
         "--mount", "type=volume,source=data,target=/data", "--mount", "type=tmpfs,target=/scratch",
-        "--constraint", "node.platform.os==linux", "--restart-condition", "any",
+        "--constraint", "node.platform.os==linux",
+        "--constraint", "node.role in (manager, worker)",
+        "--constraint", "node.labels.none notexists", "--constraint", "node.hostname =~ m*",
+        "--restart-condition", "any",
         "--restart-delay", "100ms", "--restart-max-attempts", "5", "--restart-window", "10s",
         "--stop-grace-period", "5s", "--update-parallelism", "1", "--update-delay", "0s",
         "--update-order", "stop-first", "--update-failure-action", "pause",
@@ -164,12 +167,23 @@ def test_what_was_asked_for_is_so_inside(docker: Docker, service: str) -> None:
 
 
 def test_logs_of_a_service_and_of_a_container(docker: Docker, service: str) -> None:
-    """LOG 166."""
+    """LOG 166, 172."""
     container = container_here(docker, service)
     docker("exec", container, "sh", "-c", "echo said by hand >/proc/1/fd/1")
     wait_until(lambda: "said by hand" in docker("logs", container), "the log has it", 10)
     lines = docker("service", "logs", service).splitlines()
     assert any("said by hand" in line and line.startswith("web.") for line in lines), lines
+    docker("exec", container, "sh", "-c", "echo said later >/proc/1/fd/1")
+    wait_until(lambda: "said later" in docker("logs", container), "the log has it", 10)
+    task = docker(
+        "inspect", "--format", '{{index .Config.Labels "com.docker.swarm.task.id"}}', container
+    )
+    last = docker("service", "logs", "--raw", "--tail", "1", "--timestamps", task)
+    assert last.endswith(" said later"), last
+    moment = last.split()[0]
+    assert docker("service", "logs", "--raw", "--since", moment, task) == "said later"
+    detailed = docker("service", "logs", "--raw", "--details", "--tail", "1", task)
+    assert f"com.docker.swarm.task.id={task}" in detailed
 
 
 def test_a_service_is_scaled_updated_and_rolled_back(docker: Docker, service: str) -> None:
@@ -179,6 +193,10 @@ def test_a_service_is_scaled_updated_and_rolled_back(docker: Docker, service: st
     assert docker("service", "ls", "--format", "{{.Replicas}} {{.Image}}") == "4/4 web:2"
     docker("service", "rollback", "-q", service)
     assert docker("service", "ls", "--format", "{{.Replicas}} {{.Image}}") == "4/4 web:1"
+    api = docker.machine.api
+    found = api.get(f"/services/{service}/history")
+    assert [item["Cause"] for item in found] == ["rollback", "update", "create"]
+    assert found[1]["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == "web:2"
 
 
 def test_a_global_service_is_on_every_node(docker: Docker) -> None:
