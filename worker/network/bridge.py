@@ -1,5 +1,6 @@
 """The node's own bridge: every private sandbox has a leg on it, for the way out and for ingress."""
 
+import errno
 import os
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
@@ -62,7 +63,10 @@ class NodeBridge:
         home.send([rtnl.add_address(self._index, item) for item in wanted - actual])
 
     def attach(self, home: Channel, port: str) -> None:
-        home.send([rtnl.enslave(port, self._index)])
+        """Without an address of its own: the port would ask in vain whether others have it, and
+        report its groups."""
+        requests = [rtnl.without_ipv6(port), rtnl.enslave(port, self._index)]
+        home.send(requests, {errno.EAFNOSUPPORT})
 
     def destroy(self, home: Channel) -> None:
         try:

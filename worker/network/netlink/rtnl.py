@@ -41,6 +41,8 @@ _RULE = struct.Struct("=BBBBBBBBI")
 _UP = 0x1
 _LINK_ADDRESS, _LINK_NAME, _LINK_MTU, _LINK_MASTER = 1, 3, 4, 10
 _LINK_INFO, _LINK_ALIAS, _LINK_NS_FD, _LINK_PROTINFO = 18, 20, 28, 12
+_LINK_OF_FAMILY, _LINK_TX_QUEUES, _LINK_RX_QUEUES = 26, 31, 32
+_INET6_ADDRESSES, _NO_ADDRESSES = 8, 1
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER = 1
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PROXY, _VXLAN_PORT = 1, 4, 7, 11, 15
@@ -142,11 +144,16 @@ def add_veth(name: str, index: int, peer: str, *, mac: str, mtu: int, namespace:
 
     To be sent from inside the sandbox: so the number of its end can be chosen, and what follows
     can name it without asking. PEER is born in `namespace` (a descriptor), down and alone.
+
+    Each end has one queue: only XDP uses more of a veth's, and the kernel would make as many as the
+    machine has processors, each with folders in sysfs and events to udev.
     """
+    single: dict[int, Value] = {_LINK_TX_QUEUES: u32(1), _LINK_RX_QUEUES: u32(1)}
     far = _IFINFO.pack(0, 0, 0, 0, 0) + attributes(
-        {_LINK_NAME: text(peer), _LINK_MTU: u32(mtu), _LINK_NS_FD: u32(namespace)}
+        {_LINK_NAME: text(peer), _LINK_MTU: u32(mtu), _LINK_NS_FD: u32(namespace), **single}
     )
     near: dict[int, Value] = {
+        **single,
         _LINK_NAME: text(name),
         _LINK_ADDRESS: mac_bytes(mac),
         _LINK_MTU: u32(mtu),
@@ -159,6 +166,16 @@ def enslave(name: str, master: int) -> Message:
     """ip link set NAME master MASTER up"""
     values: dict[int, Value] = {_LINK_NAME: text(name), _LINK_MASTER: u32(master)}
     return Message(NEWLINK, NLM_F_REQUEST, _IFINFO.pack(0, 0, 0, _UP, _UP) + attributes(values))
+
+
+def without_ipv6(name: str) -> Message:
+    """ip link set NAME addrgenmode none: it gives itself no address when it comes up.
+
+    The kernel refuses it (EAFNOSUPPORT) for a link without IPv6.
+    """
+    family: dict[int, Value] = {_INET6_ADDRESSES: u8(_NO_ADDRESSES)}
+    values: dict[int, Value] = {_LINK_NAME: text(name), _LINK_OF_FAMILY: {socket.AF_INET6: family}}
+    return Message(NEWLINK, NLM_F_REQUEST, _IFINFO.pack(0, 0, 0, 0, 0) + attributes(values))
 
 
 def set_up(index: int, up: bool = True) -> Message:
