@@ -29,6 +29,13 @@ def image() -> None:
 @pass_client
 def pull(client: Client, platform: str | None, quiet: bool, reference: str) -> None:
     """Fetch an image from its registry."""
+    fetch(client, reference, platform, quiet=quiet)
+
+
+def fetch(
+    client: Client, reference: str, platform: str | None = None, *, quiet: bool = False
+) -> None:
+    """Have the daemon pull an image, and show how it goes. Raises CliError."""
     name, tag = _split(reference)
     query: dict[str, object] = {"fromImage": name, "tag": tag, "platform": platform}
     _follow(client.objects("POST", "/images/create", query=query, body=b""), quiet=quiet)

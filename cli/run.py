@@ -12,6 +12,7 @@ import click
 from cli import options
 from cli.client import ApiError, Client, CliError
 from cli.context import given, pass_client
+from cli.image import fetch
 from cli.lifecycle import limits, restart_policy
 from cli.options import CPUS, SIZE
 from cli.terminal import follow_size, join, raw_terminal
@@ -103,9 +104,15 @@ def exit_code(message: str) -> int:
 
 
 def _create(client: Client, flags: dict[str, Any], *, attached: bool) -> str:
-    answer = client.post(
-        "/containers/create", request(flags, dict(os.environ), attached), name=flags.get("name")
-    )
+    asked, query = request(flags, dict(os.environ), attached), {"name": flags.get("name")}
+    try:
+        answer = client.post("/containers/create", asked, **query)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        click.echo(f"Unable to find image {flags['image']} here: fetching it", err=True)
+        fetch(client, flags["image"], quiet=True)
+        answer = client.post("/containers/create", asked, **query)
     for warning in answer.get("Warnings") or ():
         click.echo(f"Warning: {warning}", err=True)
     return str(answer["Id"])

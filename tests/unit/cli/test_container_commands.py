@@ -265,3 +265,23 @@ def test_completion_of_a_command_and_its_options() -> None:
     assert "_SHOAL_COMPLETE=bash_complete" in invoke("completion", "bash").output
     found = BashComplete(shoal, {}, "shoal", "_SHOAL_COMPLETE").get_completions(["stack"], "")
     assert [item.value for item in found] == ["ls", "ps", "rm", "services"]
+
+
+def test_run_fetches_an_image_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([ApiError(404, "No such image: a:1"), {"Id": "made"}])
+    fetched: list[dict[str, object]] = []
+
+    def post(_: Client, path: str, body: object = None, **query: object) -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def objects(_: Client, method: str, path: str, **given: Any) -> Any:
+        fetched.append(given["query"])
+        return iter(())
+
+    monkeypatch.setattr(Client, "post", post)
+    monkeypatch.setattr(Client, "objects", objects)
+    assert invoke("container", "create", "a:1").output.endswith("made\n")
+    assert fetched == [{"fromImage": "a", "tag": "1", "platform": None}]
