@@ -123,7 +123,7 @@ def machine_interfaces() -> list[Interface]:
         routes = [rtnl.parse_route(found) for found in netlink.dump(rtnl.get_routes())]
     finally:
         netlink.close()
-    default = {index for network, index in routes if network.prefixlen == 0}
+    default = {route.index for route in routes if route.destination.prefixlen == 0}
     return [
         Interface(
             link.name,

@@ -25,9 +25,7 @@ _PLUGINS = (
 )
 
 
-def describe(
-    config: DaemonConfig, version: str, tls_info: TLSInfo, warnings: tuple[str, ...] = ()
-) -> NodeDescription:
+def describe(config: DaemonConfig, version: str, tls_info: TLSInfo) -> NodeDescription:
     """This machine as it is now. Capacity is all it has; what tasks reserve is counted off it."""
     return NodeDescription(
         hostname=config.hostname or platform.node(),
@@ -42,7 +40,6 @@ def describe(
             plugins=tuple(EnginePlugin(type=kind, name=name) for kind, name in _PLUGINS),
         ),
         tls_info=tls_info,
-        warnings=warnings,
     )
 
 

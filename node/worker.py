@@ -6,6 +6,8 @@ import random
 import shutil
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from common.clock import Clock
 from common.config import DaemonConfig
 from common.model.node import NodeDescription
@@ -39,8 +41,13 @@ class Worker:
         """The agent for a membership of a cluster."""
 
         def description() -> NodeDescription:
-            warnings = self.networks.warnings
-            return describe(self._config, self._version, seams.tls_info, warnings)
+            networks, routes = self.networks.around
+            return msgspec.structs.replace(
+                describe(self._config, self._version, seams.tls_info),
+                networks=networks,
+                routes=routes,
+                warnings=self.networks.warnings,
+            )
 
         files = TaskFiles()
         return Agent(

@@ -56,6 +56,8 @@ class NodeDescription(Model, frozen=True, kw_only=True):
     resources: Resources = msgspec.field(default_factory=Resources)
     engine: EngineDescription = msgspec.field(default_factory=EngineDescription)
     tls_info: TLSInfo = msgspec.field(default_factory=TLSInfo)
+    networks: tuple[str, ...] = ()  # ranges of the networks that it is in
+    routes: tuple[str, ...] = ()  # ranges to which it has a route
     warnings: tuple[str, ...] = ()  # what does not work there, a sentence each
 
 

@@ -10,7 +10,6 @@ not exist) and says so; it is tried again when, and only when, that cause may ha
 """
 
 import datetime as dt
-import ipaddress
 from collections.abc import Hashable, Iterable
 
 from msgspec.structs import replace
@@ -30,6 +29,7 @@ from manager.allocator.books import (
     is_allocated,
     is_current,
 )
+from manager.allocator.surroundings import around, changed
 from manager.allocator.waiting import Waiting
 from manager.store.change import Event
 from manager.store.view import Tx, View
@@ -74,6 +74,8 @@ class Allocator:
                 self._books.use_pools(event.object)
             case Node() as node:
                 self._forget_node(node) if gone else self._note_node(node)
+                if gone or changed(event.old, node):
+                    self._wake(SUBNETS)
             case Network() as network:
                 self._forget_network(network) if gone else self._note_network(network)
             case Service() as service:
@@ -187,9 +189,8 @@ class Allocator:
     def _allocate_network(self, tx: Tx, network: Network) -> None:
         if is_allocated(network) or network.pending_delete:
             return
-        nodes = tuple(node.status.addr for node in tx.find(Node) if _is_ipv4(node.status.addr))
         try:
-            allocated = self._books.allocate_network(network, nodes)
+            allocated = self._books.allocate_network(network, list(around(tx)))
         except Blocked as blocked:
             self._waiting.add((Network, network.id), blocked.cause)
             allocated = replace(network, allocation_error=blocked.reason)
@@ -252,10 +253,3 @@ def _tell(tx: Tx, task: Task, reason: str, now: dt.datetime) -> None:
     if task.status.err != reason:
         status = replace(task.status, message=WAITING_MESSAGE, err=reason, timestamp=now)
         tx.put(replace(task, status=status))
-
-
-def _is_ipv4(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).version == 4
-    except ValueError:
-        return False

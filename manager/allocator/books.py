@@ -5,18 +5,19 @@ before. A task keeps its addresses until it is gone or was *seen* to have ended;
 nobody else be answered at them.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 
 from msgspec.structs import replace
 
 from common.model.cluster import Cluster
-from common.model.network import Network
+from common.model.network import IPAM, Network
 from common.model.node import Node
 from common.model.service import Endpoint, EndpointSpec, Service, VirtualIP
 from common.model.task import NetworkAttachment, NetworkAttachmentConfig, Task, TaskState
 from manager.allocator.ipam import Addresses, BadSubnet, SubnetPool, mac, parse, plan_ipam
 from manager.allocator.numbering import node_indexes, vnis
 from manager.allocator.ports import Ports, PortTaken
+from manager.allocator.surroundings import Around
 from manager.store.view import View
 
 SUBNETS = "subnets"  # causes of waiting, besides ("network", id or name) and ("service", id)
@@ -103,14 +104,15 @@ class Books:
 
     # Networks
 
-    def allocate_network(self, network: Network, avoid: tuple[str, ...] = ()) -> Network:
+    def allocate_network(self, network: Network, near: Collection[Around] = ()) -> Network:
         """`network` with its VNI and subnets. Raises Blocked.
 
-        Subnets out of the pool hold none of the addresses `avoid`, which are those of nodes.
+        Subnets out of the pool overlap with nothing that is `near` the nodes, as far as possible
+        not even with wide ranges to which they have a route.
         """
         if not network.ipam.config:
             try:
-                ipam = plan_ipam(network, self.subnets, avoid)
+                ipam = self._plan(network, near)
             except BadSubnet as error:
                 raise Blocked(SUBNETS, str(error)) from error
             network = replace(network, ipam=ipam)
@@ -121,6 +123,14 @@ class Books:
                 raise Blocked(SUBNETS, "all VXLAN network identifiers are in use")
             network = replace(network, vni=vni)
         return replace(network, allocation_error="")
+
+    def _plan(self, network: Network, near: Collection[Around]) -> IPAM:
+        try:
+            return plan_ipam(network, self.subnets, {str(item.range) for item in near})
+        except BadSubnet:
+            size = self.subnets.size
+            hard = [item for item in near if not item.routed or item.range.prefixlen >= size]
+            return plan_ipam(network, self.subnets, {str(item.range) for item in hard})
 
     def release_network(self, network: Network) -> None:
         if network.vni:

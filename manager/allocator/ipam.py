@@ -50,7 +50,7 @@ class SubnetPool:
 
     def __init__(self, pools: Iterable[str], size: int, reserved: Iterable[str] = ()) -> None:
         self._pools = [IPv4(pool) for pool in pools] or [IPv4(pool) for pool in DEFAULT_POOL]
-        self._size = size
+        self.size = size
         self._bits = 32 - size
         self._counts = [self._places(pool) for pool in self._pools]
         self._reserved = [IPv4(range) for range in reserved]
@@ -58,7 +58,7 @@ class SubnetPool:
         self._next = 0
 
     def _places(self, pool: IPv4) -> int:
-        return 1 << (self._size - pool.prefixlen) if self._size >= pool.prefixlen else 0
+        return 1 << (self.size - pool.prefixlen) if self.size >= pool.prefixlen else 0
 
     def conflict(self, subnet: IPv4) -> str:
         """What `subnet` overlaps with, in words; "" if it is free."""
@@ -80,11 +80,11 @@ class SubnetPool:
         self._used |= other._used
 
     def take(self, owner: str, avoid: Iterable[str] = ()) -> IPv4:
-        """A free subnet, in turn; none that holds one of the addresses `avoid`.
+        """A free subnet, in turn; none that overlaps with one of the ranges `avoid`.
 
         Raises BadSubnet if the pools have none left.
         """
-        avoided = [IPv4(address) for address in avoid]
+        avoided = [IPv4(range) for range in avoid]
         tried, total = 0, sum(self._counts)
         while tried < total:
             subnet, left = self._at(self._next)
@@ -99,8 +99,8 @@ class SubnetPool:
             self._next = (self._next + steps) % total
         pools = ", ".join(map(str, self._pools))
         raise BadSubnet(
-            f"the default address pool {pools} has no free /{self._size} subnet left; remove"
-            " unused networks or give this one a subnet of its own"
+            f"the default address pool {pools} has no free /{self.size} subnet left beside the"
+            " nodes' own networks; remove unused networks or give this one a subnet of its own"
         )
 
     def resume(self) -> None:
@@ -119,7 +119,7 @@ class SubnetPool:
         for pool, count in zip(self._pools, self._counts, strict=True):
             if place < count:
                 base = int(pool.network_address) + (place << self._bits)
-                return IPv4((base, self._size)), count - place
+                return IPv4((base, self.size)), count - place
             place -= count
         raise IndexError(place)
 

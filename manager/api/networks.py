@@ -12,6 +12,7 @@ from common.model.network import IPAM, Network, NetworkSpec
 from common.model.service import Service
 from common.model.task import Task, TaskState
 from manager.allocator import ipam
+from manager.allocator.surroundings import around
 from manager.api import validate
 from manager.api.filters import Filters, Test, boolean, has_label, one_of, select
 from manager.api.services import PREDEFINED, find_network
@@ -146,6 +147,9 @@ def _check_overlap(view: View, subnets: Sequence[ipaddress.IPv4Network]) -> None
                 raise Conflict(
                     f"subnet {subnet} overlaps with {range} of {owner}; choose another --subnet"
                 )
+    for item in around(view) if subnets else ():
+        for subnet in filter(item.collides, subnets):
+            raise Conflict(f"subnet {subnet} overlaps with {item}; choose another --subnet")
 
 
 def _check_unused(view: View, network: Network) -> None:

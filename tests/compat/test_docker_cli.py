@@ -330,6 +330,9 @@ def test_networks(docker: Docker, service: str) -> None:
         "network", "create", "-d", "overlay", "--subnet", "10.99.0.0/25", "third"
     )
     docker("network", "rm", "other")
+    around = docker.machine.address.network
+    refusal = docker.refused("network", "create", "-d", "overlay", "--subnet", str(around), "own")
+    assert f"overlaps with {around}, a network of node m" in refusal
 
 
 @contextlib.contextmanager

@@ -21,12 +21,13 @@ from worker.network.ipam import node_subnet
 from worker.network.journal import Journal
 from worker.network.mesh import Mesh
 from worker.network.model import HostPort
-from worker.network.netlink import conntrack
+from worker.network.netlink import conntrack, rtnl
 from worker.network.netlink.channel import NETFILTER, ROUTE, Channel
 from worker.network.nshelper import NamespaceHelper
 from worker.network.overlay import Overlay, OverlayRecord
 from worker.network.ports import Ports
 from worker.network.sandbox import Bare, Leg, Namespace, Plug, SandboxRecord, network_sysctls
+from worker.network.surroundings import Surroundings, surroundings
 from worker.network.table import Table, Touched
 
 VXLAN_OVERHEAD = 50
@@ -329,6 +330,13 @@ class Machine:
         else:
             self._unanswered.pop(port, None)
         return not holder
+
+    def look_around(self) -> Surroundings:
+        """The networks around this machine that are not ours."""
+        names = (self._names.bridge, self._names.mesh)
+        links = map(rtnl.parse_link, self._home.dump(rtnl.get_links()))
+        own = {link.index for link in links if link.name in names}
+        return surroundings(map(rtnl.parse_route, self._home.dump(rtnl.get_routes())), own)
 
     def retry_ports(self, table: Table) -> None:
         """Answer at published ports that somebody else had and has no more."""

@@ -27,6 +27,7 @@ from worker.network.netlink.rtnl import mac_bytes
 from worker.network.nshelper import NamespaceHelper
 from worker.network.resolver import Resolver
 from worker.network.sandbox import Leg, Namespace, SandboxRecord
+from worker.network.surroundings import Surroundings
 from worker.network.table import Table
 from worker.network.upstream import MachineSettings, Upstream
 
@@ -35,6 +36,7 @@ R = TypeVar("R")
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
 _MODES = ("private", "none", "host")
 _SAVE_AFTER_S = 2.0
+_AROUND_S = 60.0  # how often the machine's networks are looked at
 _PORTS_S = 2.0  # how often a published port that a process has is tried again
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _HOSTS = Path("/etc/hosts")
@@ -69,6 +71,8 @@ class Networks:
         self._running: set[asyncio.Task[Any]] = set()
         self._saving: asyncio.TimerHandle | None = None
         self._retrying: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._around = Surroundings()
         self._warnings: tuple[str, ...] = ()
         self._namespace = machine
         self._created = clock.now()
@@ -105,6 +109,7 @@ class Networks:
         except OSError as error:
             raise _refused("open the node's network", error) from error
         self._opened = True
+        await self._look_around()
         self._note_ports()
         for name, record in self._machine.records().items():
             namespace = self._machine.namespace(name)
@@ -134,7 +139,7 @@ class Networks:
         self._opened = False
         await asyncio.gather(*self._running, return_exceptions=True)
         async with self._lock:
-            for timer in (self._saving, self._retrying):
+            for timer in (self._saving, self._retrying, self._looking):
                 if timer is not None:
                     timer.cancel()
             if self._member is not None:
@@ -238,7 +243,33 @@ class Networks:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What does not work on this node as the cluster's users may expect, a sentence each."""
-        return self._warnings
+        pool = self._member.pool if self._member is not None else self._config.node_pool
+        found = self._around.overlapping(pool)
+        if not found:
+            return self._warnings
+        line = (
+            f"{found}, a network of this machine, overlaps with the node pool {pool}: containers "
+            "and it may not reach each other; make the cluster with another node_pool"
+        )
+        return (*self._warnings, line)
+
+    @property
+    def around(self) -> Surroundings:
+        """The networks around this machine, as they were up to a minute ago."""
+        return self._around
+
+    async def _look_around(self) -> None:
+        try:
+            self._around = await self._helper.run(self._machine.look_around)
+        except OSError as error:
+            log.warning("cannot read the routes of this machine: %s", error)
+        if self._opened:
+            loop = asyncio.get_running_loop()
+            self._looking = loop.call_later(_AROUND_S, self._look_later)
+
+    def _look_later(self) -> None:
+        if self._opened:
+            self._start(self._look_around())
 
     def _note_ports(self) -> None:
         """Tell of published ports that others have here, and try them again in a while."""

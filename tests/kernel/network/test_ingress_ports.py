@@ -116,6 +116,22 @@ async def test_a_port_that_a_process_listens_on_is_refused(make_lab: MakeLab) ->
     assert set(node.networks.sandboxes()) == {"box"}
 
 
+async def test_a_node_tells_of_the_networks_around_it_but_not_of_ours(make_lab: MakeLab) -> None:
+    lab = await make_lab(2)
+    await lab.join()
+    node = lab.nodes[0]
+    sh(*f"ip -n {node.netns} route add 172.30.0.0/16 via 10.77.0.2".split())
+    sh(*f"ip -n {node.netns} route add blackhole 172.31.0.0/16".split())
+    await node.networks.open_sandbox(SandboxSpec(id="box"))
+    await lab.restart(node)
+    assert node.networks.around == (("10.77.0.0/24",), ("172.30.0.0/16",))
+    assert node.networks.warnings == ()
+    sh(*f"ip -n {node.netns} addr add 10.200.0.1/24 dev eth0".split())
+    await lab.restart(node)
+    (warning,) = node.networks.warnings
+    assert "10.200.0.0/24, a network of this machine, overlaps with the node pool" in warning
+
+
 async def test_a_process_keeps_its_port_until_it_ends_and_the_other_nodes_answer(
     make_lab: MakeLab,
 ) -> None:

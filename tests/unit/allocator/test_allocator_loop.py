@@ -111,6 +111,24 @@ async def test_no_subnet_holds_the_address_of_a_node(world: World) -> None:
     assert world.network("network-a").ipam.config[0].subnet == "10.0.1.0/24"
 
 
+async def test_no_subnet_overlaps_with_a_network_of_a_node_or_if_possible_a_route(
+    world: World,
+) -> None:
+    """What does not read as a range is no harm; a network waits until a node's is gone."""
+    node = build.node("a")
+    said = replace(
+        node.description, networks=("10.0.0.0/23", "nonsense"), routes=("10.0.2.0/24", "0.0.0.0/0")
+    )
+    await world.put(build.cluster(default_addr_pool=("10.0.0.0/22",), subnet_size=24))
+    await world.put(replace(node, description=said), build.network("a"))
+    assert world.network("network-a").ipam.config[0].subnet == "10.0.3.0/24"
+    await world.put(build.network("b"))
+    problem = world.network("network-b").allocation_error
+    assert "no free /24 subnet left beside the nodes' own networks" in problem
+    await world.put(replace(node, description=replace(said, routes=("10.0.0.0/8",))))
+    assert world.network("network-b").ipam.config[0].subnet == "10.0.2.0/24"
+
+
 async def test_service_and_tasks_get_addresses_and_go_on(world: World) -> None:
     web = build.service("web", networks=["net"])
     await world.put(build.network("net"), web, *tasks_of(web, (1, 2, 3)))

@@ -183,6 +183,8 @@ BAD = [
     (net(ipam=subnets("10.7.0.0/24", "10.7.0.0/16")), Invalid, "of the same network"),
     (net(ipam=subnets("10.5.0.0/16")), Conflict, "overlaps with 10.5.1.0/24 of network back"),
     (net(ipam=subnets("10.192.0.0/16")), Conflict, "the nodes' own addresses"),
+    (net(ipam=subnets("10.20.3.0/24")), Conflict, "10.20.0.0/16, a network of node m1"),
+    (net(ipam=subnets("10.30.0.0/15")), Conflict, "10.30.4.0/24, a route of node m1"),
     (net(ipam=IPAM(driver="dhcp")), NotImplementedHere, "IPAM"),
     (net("back"), Conflict, "network 'back' already exists"),
 ]
@@ -192,11 +194,25 @@ BAD = [
 async def test_networks_refused(
     world: World, bad: NetworkSpec, error: type[ShoalError], says: str
 ) -> None:
+    node = build.node("m1")
+    around = {"networks": ("10.20.0.0/16",), "routes": ("10.30.4.0/24", "10.7.0.0/16")}
+    described = replace(node.description, hostname="m1", **around)
     await world.put(replace(build.network("back"), ipam=subnets("10.5.1.0/24")))
+    await world.put(replace(node, description=described))
     with pytest.raises(error) as caught:
         await world.api.networks.create(bad)
     assert says in str(caught.value)
     assert len(world.store.view().find(Network)) == 1
+
+
+async def test_a_subnet_inside_a_range_to_which_there_is_a_route_is_the_users_choice(
+    world: World,
+) -> None:
+    node = build.node("m1")
+    described = replace(node.description, routes=("10.0.0.0/8", "0.0.0.0/0"))
+    await world.put(replace(node, description=described))
+    made = await world.api.networks.create(net(ipam=subnets("10.7.0.0/24")))
+    assert made.id
 
 
 async def test_a_network_in_use_stays(world: World) -> None:

@@ -54,7 +54,8 @@ _NTF_SELF, _NTF_MASTER = 0x02, 0x04
 _NDA_DST, _NDA_LLADDR, _NDA_MASTER = 1, 2, 9
 
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 7, 15
-_RTPROT_STATIC, _RTN_UNICAST, _SCOPE_UNIVERSE, _SCOPE_LINK = 4, 1, 0, 253
+_RTPROT_KERNEL, _RTPROT_STATIC, _RTN_UNICAST = 2, 4, 1
+_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _RTNH_ONLINK = 4
 _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 3, 6, 10, 15, 16
 _TO_TABLE = 1
@@ -396,12 +397,20 @@ def parse_address(message: Message) -> Address:
     return Address(index, IPv4Interface((local, length)))
 
 
-def parse_route(message: Message) -> tuple[IPv4Network, int]:
-    """Destination and outgoing interface (0: none)."""
-    length = message.body[1]
+@dataclass(frozen=True)
+class Route:
+    destination: IPv4Network
+    index: int  # of the outgoing interface; 0: none, or several
+    unicast: bool  # leads somewhere
+    by_kernel: bool  # follows from an address of the interface
+
+
+def parse_route(message: Message) -> Route:
+    _, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(message.body)
     found = parse(message.body, _ROUTE.size)
     destination = IPv4Network((found.get(_RTA_DST, bytes(4)), length))
-    return destination, _number(found.get(_RTA_OIF))
+    index = _number(found.get(_RTA_OIF))
+    return Route(destination, index, kind == _RTN_UNICAST, protocol == _RTPROT_KERNEL)
 
 
 def _number(data: bytes | None) -> int:
