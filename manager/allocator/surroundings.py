@@ -13,7 +13,7 @@ from common.model.base import Object
 from common.model.node import Node
 from manager.store.view import View
 
-RANGES_MAX = 128  # of one node; more are not looked at
+RANGES_MAX = 128  # of one node and kind; more are not looked at
 
 
 class Around(NamedTuple):
@@ -34,7 +34,7 @@ def around(view: View) -> Iterator[Around]:
     """Of all nodes. What does not read as a range is left out: nodes are not trusted that far."""
     for node in view.find(Node):
         name = node.description.hostname or node.id
-        for range in _ranges((node.status.addr, *node.description.networks)):
+        for range in _ranges((*node.description.networks, node.status.addr)):
             yield Around(range, name)
         for range in _ranges(node.description.routes):
             yield Around(range, name, routed=True)
