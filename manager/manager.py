@@ -304,9 +304,9 @@ class Manager:
 
     # Membership, asked of the leader by the nodes themselves
 
-    def receive_raft(self, message: bytes) -> None:
-        """Take in a message of another manager's Raft."""
-        self.raft.receive(message)
+    def receive_raft(self, node_id: str, message: bytes) -> None:
+        """Take in a message of the Raft of another manager, `node_id` by its certificate."""
+        self.raft.receive(message, node_id)
 
     async def admit(self, caller: Identity, asked: RaftJoin) -> RaftJoined:
         """Give the manager of `caller` its place in the log, as a learner at first.
@@ -330,7 +330,11 @@ class Manager:
         member = Member(raft_id, caller.node_id, asked.address, learner=True)
         await self.raft.change_members(AddLearner(member))
         log.info("manager admitted", extra={"admitted": caller.node_id, "address": asked.address})
-        return RaftJoined(raft_id=raft_id)
+        cluster = next(iter(self.store.view().find(Cluster)), None)
+        if cluster is None:
+            return RaftJoined(raft_id=raft_id)
+        lock = (cluster.unlock_key, cluster.version.index)
+        return RaftJoined(raft_id=raft_id, unlock_key=lock[0], lock_version=lock[1])
 
     async def _call_back(self, node_id: str, address: str) -> None:
         host, colon, port = address.rpartition(":")

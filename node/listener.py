@@ -6,6 +6,7 @@ follower hands on, with the caller's identity beside it; the leader believes tha
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import ssl
@@ -241,10 +242,11 @@ class Listener:
         return web.Response(body=self._root, content_type="application/x-pem-file")
 
     async def _raft_stream(self, request: web.Request) -> web.StreamResponse:
-        self._caller(request, MANAGER)
+        caller = self._caller(request, MANAGER)
         manager = self._ready()
         with self._noted(request):
-            return await accept_frames(request, manager.receive_raft)
+            take = functools.partial(manager.receive_raft, caller.node_id)
+            return await accept_frames(request, take)
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
         caller = self._caller(request, *ROLES)

@@ -29,6 +29,7 @@ from common.tls import MANAGER, WORKER, Credentials
 from manager.ca.authority import removed
 from manager.manager import Manager
 from manager.parts import MakeParts
+from manager.raft.keyring import guard_of
 from node.address import (
     Interface,
     advertised,
@@ -284,7 +285,12 @@ class Member:
         """Ask the leader once for a place in the log; the listener must be up."""
         asked = RaftJoin(address=self.state.address)
         joined = await self.trust.ask(RaftJoined, "/raft/join", asked)
-        await asyncio.to_thread(self._around.files.wipe_raft)
+        files = self._around.files
+        await asyncio.to_thread(files.wipe_raft)
+        if joined.unlock_key:
+            guard = guard_of(joined.unlock_key)
+            if files.keyring.would_change(guard, joined.lock_version):
+                await asyncio.to_thread(files.keyring.set_guard, guard, joined.lock_version)
         await self._keep(msgspec.structs.replace(self.state, raft_id=joined.raft_id))
 
     # Where this node is

@@ -51,4 +51,11 @@ class ReadIndex(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RaftJoined(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in the log; and for a new one, how to lock the keyring before it has any entry.
+
+    `lock_version` is the version of the cluster object that has the `unlock_key`; "": not locked.
+    """
+
     raft_id: str
+    unlock_key: str = ""
+    lock_version: int = 0

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from manager.raft.message import Configuration, Envelope, Member
+from manager.raft.message import Configuration, Envelope, Member, ProtocolError
 
 CONTACTS_MAX = 32  # senders we can answer although our configuration does not have them
 _ADDRESS_MAX = 300  # characters
@@ -36,3 +36,13 @@ class Contacts:
         if contact.address == member.address or member.address != configured:
             return member
         return msgspec.structs.replace(member, address=contact.address)
+
+
+def check_sender(configuration: Configuration, envelope: Envelope, node_id: str) -> None:
+    """Raise ProtocolError if node `node_id` has sent this in the name of another's member.
+
+    A source that the configuration does not have yet is let pass; "" is a node that is not known.
+    """
+    member = configuration.find(envelope.message.source)
+    if node_id and member is not None and member.node_id != node_id:
+        raise ProtocolError(f"node {node_id} speaks for member {member.id}, which is not its own")

@@ -54,6 +54,10 @@ from manager.raft.progress import Mode
 from manager.raft.quorum import Outcome
 from manager.raft.work import Ready, Role, Write
 
+# A member that was away never is so far behind, and nobody can use up all terms with one message:
+# terms end at 2^62, and a cluster that has reached that can elect nobody any more.
+TERMS_AHEAD_MAX = 1 << 32
+
 
 class Raft:
     """One member. Not re-entrant; `ready` must be asked after every input."""
@@ -114,6 +118,8 @@ class Raft:
         """Take in a message from a peer. Raises ProtocolError; the state is then unharmed."""
         if message.target != self.id or message.source == self.id:
             return
+        if message.term > self.term + TERMS_AHEAD_MAX:
+            raise ProtocolError(f"term {message.term} is too far ahead of {self.term}")
         if isinstance(message, Removed):
             self._on_removed(message)
         elif message.source in self.log.configuration_at(self.log.applied).removed:

@@ -238,8 +238,23 @@ class FileDisk:
         replay = Replay()
         path = self._segments.load(replay, snapshot.index if snapshot else 0)
         if snapshot is None:
-            return self._from_log(path, replay)
-        return self._after_snapshot(path, replay, snapshot)
+            stored = self._from_log(path, replay)
+        else:
+            stored = self._after_snapshot(path, replay, snapshot)
+        self._check_commit(path, stored)
+        return stored
+
+    def _check_commit(self, path: Path, stored: Stored) -> None:
+        """What was committed when the hard state was written was on this disk, and must still be.
+
+        So also the loss of several files is noticed: of segments and the snapshot that held all
+        that was in them.
+        """
+        last = stored.entries[-1].index if stored.entries else 0
+        last = max(last, stored.snapshot.index if stored.snapshot else 0)
+        if stored.hard_state.commit > last:
+            what = f"entries {last + 1} to {stored.hard_state.commit} are missing"
+            raise LogDamaged(path, 0, what)
 
     def _from_log(self, path: Path, replay: Replay) -> Stored:
         if replay.floor[0]:

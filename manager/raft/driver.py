@@ -17,7 +17,7 @@ import msgspec
 
 from common.errors import Conflict, NotLeader, ProposalUncertain, Unavailable
 from manager.raft.config import RaftConfig
-from manager.raft.contacts import Contacts
+from manager.raft.contacts import Contacts, check_sender
 from manager.raft.core import Raft
 from manager.raft.disk import Disk, Stored
 from manager.raft.errors import DiskFailed
@@ -156,12 +156,16 @@ class Driver:
         self._stopping = True
         self._wake.set()
 
-    def receive(self, data: bytes) -> None:
-        """Take in a message from a peer. What no correct peer sends is dropped."""
+    def receive(self, data: bytes, node_id: str = "") -> None:
+        """Take in a message from a peer. What no correct peer sends is dropped.
+
+        `node_id`: by the certificate of whoever sent it, who speaks for no other member.
+        """
         if not self._running:
             return
         try:
             envelope = decode(data)
+            check_sender(self._raft.log.configuration, envelope, node_id)
             self._contacts.learn(self._raft.log.configuration, envelope)
             self._raft.step(envelope.message)
             if envelope.message.source == self._raft.leader_id:
@@ -403,7 +407,7 @@ class Driver:
         for index, future in self._applying:
             if index <= applied and not future.done():
                 future.set_result(applied)
-        self._applying = [waiting for waiting in self._applying if waiting[0] > applied]
+        self._applying = [one for one in self._applying if one[0] > applied and not one[1].done()]
 
     # Sending
 

@@ -1,6 +1,6 @@
 """Raft under faults: nothing acknowledged is lost, nobody disagrees, and it goes on afterwards.
 
-`SEED=17` replays one run, `SEEDS=5000` runs more. Behaviours 173, 175, 176, 180, 181, 182,
+`SEED=17` replays one run, `SEEDS=5000` runs more. RAF 173, 175, 176, 180, 181, 182,
 186, 191 and 192.
 """
 

@@ -3,7 +3,7 @@
 A short scenario is played with the product's own files: elections, entries, snapshots, one for a
 follower that is far behind, changes of membership. Then it is played again for each step of one
 member's disk, which loses its power there; what was not synced is lost, sector by sector, in
-any order. Behaviours 182, 186, 188 and 190.
+any order. RAF 182, 186, 188, 190.
 """
 
 import asyncio

@@ -260,7 +260,7 @@ async def test_a_shortened_file_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_write_torn_by_a_power_failure_is_cut_off(tmp_path: Path) -> None:
-    """Any of the last write's sectors may be missing; what was synced before is all there."""
+    """RAF 190: any of its sectors may be missing; what was synced before is all there."""
     rng = random.Random(3)
     for round_number in range(300):
         folder = tmp_path / f"{round_number}"
@@ -350,6 +350,17 @@ async def test_a_damaged_or_missing_snapshot_is_noticed(tmp_path: Path) -> None:
             await reopened(tmp_path)
     path.unlink()
     with pytest.raises(LogDamaged, match="snapshot of entry 20 is missing"):
+        await reopened(tmp_path)
+
+
+async def test_losing_segments_and_the_newest_snapshot_is_noticed(tmp_path: Path) -> None:
+    """What is left fits together, and would be a shorter log: the commit index tells."""
+    async with opened(tmp_path) as (disk, _):
+        await disk.write(HardState(1, "m1", 0), entries(1, 5))
+        await save(disk, snapshot(5))
+        # As after entries to 20 in segments that are lost with the snapshot of 20.
+        await disk.write(HardState(2, "m1", 20), [])
+    with pytest.raises(LogDamaged, match="entries 6 to 20 are missing"):
         await reopened(tmp_path)
 
 

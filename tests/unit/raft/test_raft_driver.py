@@ -416,6 +416,9 @@ async def test_on_real_files_and_time_a_member_alone_writes_and_starts_again(
         pytest.param(msgspec.msgpack.encode(["n", "a:1", ["?", "m2", "m1", 1]]), id="no kind"),
         pytest.param(encode("n", "a:1", Heartbeat("m2", "m1", -1, 0, 0)), id="a negative term"),
         pytest.param(encode("n", "a:1", Heartbeat("m2", "m1", 1 << 63, 0, 0)), id="a huge term"),
+        pytest.param(
+            encode("n", "a:1", Heartbeat("m2", "m1", (1 << 62) - 1, 0, 0)), id="no terms left"
+        ),
         pytest.param(encode("n", "a:1", Append("m2", "m1", 99, -5, 0, 0)), id="a negative index"),
     ],
 )
@@ -441,3 +444,15 @@ async def test_random_bytes_and_changed_messages_never_end_a_member() -> None:
             driver.receive(rng.randbytes(rng.randrange(40)))
         await asyncio.sleep(5)
         assert w.processes["m1"].alive
+
+
+async def test_no_manager_speaks_for_another() -> None:
+    """A certificate is that of one node; votes in others' names would make any leader."""
+    async with world(3) as w:
+        leader = w.processes["m1"]
+        term = leader.driver.raft.term
+        forged = encode("n", "a:1", Heartbeat("m2", "m1", term + 1, 0, 0))
+        leader.driver.receive(forged, member("m3").node_id)
+        assert leader.driver.raft.term == term
+        leader.driver.receive(forged, member("m2").node_id)
+        assert leader.driver.raft.term == term + 1

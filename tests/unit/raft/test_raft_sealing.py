@@ -119,6 +119,7 @@ async def test_nothing_of_an_entry_is_readable_on_disk(tmp_path: Path) -> None:
 async def test_another_members_keyring_is_named_as_the_wrong_one_not_as_damage(
     tmp_path: Path,
 ) -> None:
+    """RAF 190."""
     for name in ("a", "b"):
         async with opened(tmp_path / name) as (disk, _):
             await disk.write(HardState(1, "m1", 0), entries(1, 3))
@@ -206,7 +207,7 @@ async def test_a_log_of_before_is_read_and_all_after_it_is_sealed(tmp_path: Path
 
 
 async def test_rotation_under_load_loses_nothing_and_ends_the_old_key(tmp_path: Path) -> None:
-    """Behaviour 189, with a restart between every two steps now and then."""
+    """RAF 189, with a restart between every two steps now and then."""
     rng = random.Random(189)
     written: list[Entry] = []
     kept = 0
