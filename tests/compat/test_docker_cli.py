@@ -446,7 +446,7 @@ def test_events(docker: Docker) -> None:
         (["node", "inspect", "nothing"], "nothing"),
         (["node", "rm", "m2"], "m2|down|force"),
         (["run", "unknown-image-of-nobody:1"], "unknown-image-of-nobody"),
-        (["run", "--network", "nowhere", "web:1"], "network nowhere not found"),
+        (["run", "--network", "nowhere", "web:1"], "network nowhere is none of this node's own"),
         (["exec", "nothing", "true"], "nothing"),
         (["swarm", "init"], "already part"),
         (["plugin", "ls"], "not supported"),
