@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from worker.runtime import capabilities, interior, mounts, userns, users
+from worker.runtime import capabilities, interior, masks, mounts, userns, users
 from worker.runtime import init as pid_one
 from worker.runtime import syscalls as sc
 from worker.runtime.cgroups import Hierarchy
@@ -183,13 +183,13 @@ class Launcher:
         os.umask(0)
         if stage.user_ns >= 0:
             userns.act_as_root(process.mapping)
-        root = self._mount(plan, gate, stage.user_ns)
+        root, empty = self._mount(plan, gate, stage.user_ns)
         if stage.connected >= 0:
             interior.await_network(stage.connected)
         if process.tty:
             interior.console(process, stage.stdio.console, bind=True)
         interior.write_sysctls(plan)
-        mounts.hide(plan.masked, plan.read_only)
+        masks.hide(plan.masked, plan.read_only, empty)
         account = interior.account_in(process)
         directory = interior.make_cwd(process.cwd)
         if plan.root_read_only:
@@ -202,17 +202,18 @@ class Launcher:
             gate.run("startContainer")
         self._finish(process, account, directory, stage.filter, stage.user_ns, plan.init, gate)
 
-    def _mount(self, plan: Plan, gate: "Gate | None", user_ns: int) -> int:
+    def _mount(self, plan: Plan, gate: "Gate | None", user_ns: int) -> tuple[int, int]:
+        """The root's mount, and one of an empty folder, or -1."""
         sources = mounts.open_sources(plan, user_ns)
         sc.make_private("/")
         tree = mounts.prepare_root(plan, user_ns)
         root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        mounts.mount_all(plan, root, sources, self._cgroups(plan))
+        empty = mounts.mount_all(plan, root, sources, self._cgroups(plan))
         mounts.make_devices(plan, root)
         if gate is not None:
             gate.run("createContainer")
         mounts.enter(root)
-        return tree
+        return tree, empty
 
     def _cgroups(self, plan: Plan) -> list[tuple[str, str]]:
         """Without a cgroup namespace /proc/self/cgroup names paths from the top."""

@@ -69,6 +69,7 @@ _PIDFD_OPEN, _CLONE3, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 434, 435, 436, 43
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(platform.machine(), -1)
 
 _CLOSE_RANGE_CLOEXEC = 4
+_ATTR_ATIME = 0x70
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _PIDFD_INFO_EXIT = 1 << 3
@@ -175,6 +176,8 @@ def move_mount(mount: int, directory: int, path: str = "") -> None:
 
 def mount_setattr(mount: int, set_: int, clear: int = 0, recursive: bool = False) -> None:
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    if set_ & _ATTR_ATIME:  # not bits but a number, which has to be cleared to be set
+        clear |= _ATTR_ATIME
     attributes = struct.pack("QQQQ", set_, clear, 0, 0)
     _call("mount_setattr", _MOUNT_SETATTR, mount, b"", flags, attributes, len(attributes))
 

@@ -122,10 +122,17 @@ def read_if(path: str, default: str) -> str:
 
 def write(path: str, entry: Write) -> None:
     """Raises Unsupported if the file is missing and not optional, else OSError naming it."""
+    write_all(path, [entry])
+
+
+def write_all(path: str, entries: list[Write]) -> None:
+    """The same for several of one file, one write(2) each."""
+    entry = entries[0]
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, entry.value.encode())
+            for entry in entries:
+                os.write(fd, entry.value.encode())
         finally:
             os.close(fd)
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 from typing import Any
 
@@ -21,6 +22,7 @@ from worker.runtime.cgroups.base import (
     throttles,
     until,
     write,
+    write_all,
 )
 
 _THROTTLES = {
@@ -154,7 +156,7 @@ class V1:
                 mkdir(self._dir(controller, path))
         self._apply(path, writes(resources))
         if self.filters_devices:
-            self._apply(path, device_writes(resources.get("devices") or ()))
+            self._allow(path, resources.get("devices") or [])
 
     def update(self, path: str, resources: dict[str, Any]) -> None:
         limit = (resources.get("memory") or {}).get("limit") or 0
@@ -168,6 +170,11 @@ class V1:
                 text = f"this machine has no {entry.controller} controller for {entry.file}"
                 raise Unsupported(errno.ENOENT, text)
             write(f"{self._dir(entry.controller, path)}/{entry.file}", entry)
+
+    def _allow(self, path: str, rules: list[dict[str, Any]]) -> None:
+        """In order; neighbours of one kind by one descriptor, for there are a dozen at a start."""
+        for file, entries in itertools.groupby(device_writes(rules), lambda entry: entry.file):
+            write_all(f"{self._dir('devices', path)}/{file}", list(entries))
 
     def _make_parent(self, parent: str) -> None:
         """Children of a cpuset inherit its values only if told so before they are made."""
