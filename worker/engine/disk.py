@@ -37,7 +37,7 @@ class Disk:
         for part in _PARTS:
             (folder / part).mkdir()
         (folder / "upper").chmod(0o755)
-        self.save_record(record)
+        create(folder / RECORD, msgspec.json.encode(record), sync=not record.owner)
 
     def save_record(self, record: Record) -> None:
         self._write(self.folder(record.id) / RECORD, record, sync=not record.owner)
@@ -80,6 +80,20 @@ class Disk:
         with contextlib.suppress(FileNotFoundError):
             self.folder(container_id).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def create(path: Path, data: bytes, sync: bool) -> None:
+    """Write a new file. A crash meanwhile may leave half of it, so only for what is then cleared.
+
+    One wait for the disk instead of two, which is most of a creation where others write as well:
+    the file systems that can be an overlay's upper layer (ext4, xfs, btrfs) write a new file's
+    names, and those of its folders, with the file.
+    """
+    with open(path, "xb") as file:
+        file.write(data)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def replace(path: Path, data: bytes, sync: bool) -> None:
