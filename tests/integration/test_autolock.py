@@ -12,6 +12,7 @@ from common.errors import Conflict, Invalid, Locked, Unauthorized, Unavailable
 from common.model.cluster import Cluster, EncryptionConfig
 from common.model.node import Role
 from manager.raft.keyring import Keyring, LockedGuard, is_locked, new_unlock_key
+from node.locking import LockFollower
 from tests.support.formation import Machine, machines, until
 
 RNG = random.SystemRandom()
@@ -116,6 +117,10 @@ async def test_lock_rotate_and_unlock_reach_every_manager(tmp_path: Path) -> Non
                 for machine, old, data_key in zip(made, before, data_keys, strict=True)
             ),
         )
+        await until(
+            "the old data keys are gone",
+            lambda: all(len(keyring(machine).key_ids) == 1 for machine in made),
+        )
         await third.swarm.close()
         await set_lock(first, two)
         await until("they follow", lambda: not would_open(second, one) and would_open(second, two))
@@ -127,6 +132,19 @@ async def test_lock_rotate_and_unlock_reach_every_manager(tmp_path: Path) -> Non
         await until("all are open", all_are(made, lambda one: not locked_on_disk(one)))
         await second.restart()
         assert second.swarm.state == "active"
+
+
+async def test_a_joining_manager_locks_before_it_has_read_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def blind(*_: object) -> None:
+        """Does not look at the cluster object."""
+
+    async with machines(tmp_path, 2) as (first, second):
+        await first.init(autolock=True)
+        monkeypatch.setattr(LockFollower, "_follow", blind)
+        await second.join(cluster(first).root_ca.join_token_manager, first)
+        await until("it is locked", lambda: locked_on_disk(second))
 
 
 def would_open(machine: Machine, unlock_key: str) -> bool:
