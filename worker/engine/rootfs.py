@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import Unavailable
 from worker.engine.container import MountPoint
-from worker.runtime import mounts
+from worker.runtime import mounts, targets
 from worker.runtime import syscalls as sc
 
 INSIDE = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
@@ -88,7 +88,7 @@ def _bind(root: int, point: MountPoint) -> None:
         return  # a bind whose source went away: a start would be refused, a copy need not be
     try:
         is_folder = stat.S_ISDIR(os.fstat(source).st_mode)
-        target = mounts.open_target(root, point.destination, is_folder)
+        target = targets.open_target(root, point.destination, is_folder)
         try:
             sc.move_mount(source, target)
         finally:

@@ -12,7 +12,7 @@ import stat
 import struct
 import termios
 
-from worker.runtime import capabilities, mounts, userns, users
+from worker.runtime import capabilities, mounts, targets, userns, users
 from worker.runtime import syscalls as sc
 from worker.runtime.steps import Plan, Process
 
@@ -60,7 +60,7 @@ def make_cwd(path: str) -> str:
         raise OSError(errno.EINVAL, f"the working directory {path!r} is not an absolute path")
     root = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
-        os.close(mounts.open_target(root, path, directory=True))
+        os.close(targets.open_target(root, path, directory=True))
     except OSError as error:
         text = f"cannot make the working directory {path}: {error.strerror}"
         raise OSError(error.errno, text) from error

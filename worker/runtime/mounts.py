@@ -10,6 +10,7 @@ import os
 import stat
 
 from worker.runtime import syscalls as sc
+from worker.runtime import targets
 from worker.runtime.steps import Device, Mount, Plan
 
 _LONGEST = 255  # fsconfig takes fewer bytes than 256
@@ -29,11 +30,6 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
     ("pts/ptmx", "/dev/ptmx"),
 )
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-# Where the kernel's own file systems go; a link there would put them somewhere else.
-_NO_LINKS = ("/proc", "/sys", "/dev")
-_INSIDE = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
-_MOST_LINKS = 40  # as the kernel
 
 
 def overlay(lower: tuple[str, ...], upper: str = "", work: str = "", attributes: int = 0) -> int:
@@ -161,8 +157,8 @@ def shared_memory_of(namespace: str) -> int:
     try:
         sc.setns(other, sc.CLONE_NEWNS)
         try:
-            root = os.open("/", _DIRECTORY)
-            shm = sc.openat2(root, "/dev/shm", os.O_PATH | os.O_DIRECTORY, _INSIDE)
+            root = os.open("/", targets.DIRECTORY)
+            shm = sc.openat2(root, "/dev/shm", os.O_PATH | os.O_DIRECTORY, targets.INSIDE)
             os.close(root)
             tree = clone("", at=shm)
             os.close(shm)
@@ -208,7 +204,7 @@ def _mount_dev(mount: Mount, root: int) -> dict[str, int]:
     a container has one tmpfs for its small folders, and not three.
     """
     mode = int(dict(mount.data).get("mode") or "1777", 8)
-    target = open_target(root, mount.target, directory=True)
+    target = targets.open_target(root, mount.target, directory=True)
     whole = filesystem(mount.kind, mount.data, 0)
     try:
         # Kernels before 6.15 copy a mount only while it is attached somewhere.
@@ -234,7 +230,7 @@ def _mount_dev(mount: Mount, root: int) -> dict[str, int]:
 def _mount_one(mount: Mount, root: int, source: int) -> None:
     if source < 0:
         source = filesystem(mount.kind, mount.data, mount.attributes)
-    target = open_target(root, mount.target, stat.S_ISDIR(os.fstat(source).st_mode))
+    target = targets.open_target(root, mount.target, stat.S_ISDIR(os.fstat(source).st_mode))
     try:
         sc.move_mount(source, target)
     finally:
@@ -248,7 +244,7 @@ def _mount_cgroups(mount: Mount, root: int, cgroups: list[tuple[str, str]], fold
     """The container's own cgroup, and nothing above it. `folder`: a mount for those of version 1,
     if there is one."""
     single = len(cgroups) == 1 and not cgroups[0][1]
-    target = open_target(root, mount.target, directory=True)
+    target = targets.open_target(root, mount.target, directory=True)
     try:
         if single:
             if folder >= 0:
@@ -297,7 +293,7 @@ def make_devices(plan: Plan, root: int) -> None:
     """The devices that were asked for besides the usual ones."""
     for device in plan.devices:
         parent, name = os.path.split(device.path)
-        folder = open_target(root, parent, directory=True)
+        folder = targets.open_target(root, parent, directory=True)
         try:
             with contextlib.suppress(FileExistsError):
                 # O_PATH descriptors work as dir_fd
@@ -306,62 +302,9 @@ def make_devices(plan: Plan, root: int) -> None:
             os.close(folder)
 
 
-def open_target(root: int, path: str, directory: bool) -> int:
-    """A descriptor of `path` inside `root`, made if it is missing, links followed inside only."""
-    flags = os.O_PATH | (os.O_DIRECTORY if directory else 0)
-    resolve = _INSIDE
-    if path in _NO_LINKS:
-        resolve |= sc.RESOLVE_NO_SYMLINKS
-    try:
-        return sc.openat2(root, path, flags, resolve)
-    except FileNotFoundError:
-        _make(root, path, directory)
-        return sc.openat2(root, path, flags, resolve)
-
-
-def _make(root: int, path: str, directory: bool, depth: int = 0) -> None:
-    """Make what is missing of `path`. A link that leads nowhere yet has its target made, inside."""
-    if depth > _MOST_LINKS:
-        raise OSError(errno.ELOOP, f"too many symbolic links: {path}")
-    parts, here = [part for part in path.split("/") if part], "/"
-    for index, part in enumerate(parts):
-        folder = directory or index + 1 < len(parts)
-        target = f"{here.rstrip('/')}/{part}"
-        if not _exists(root, target):
-            link = _make_one(root, here, part, folder)
-            if link:
-                _make(root, link if link.startswith("/") else f"{here}/{link}", folder, depth + 1)
-        here = target
-
-
-def _exists(root: int, path: str) -> bool:
-    try:
-        os.close(sc.openat2(root, path, os.O_PATH, _INSIDE))
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _make_one(root: int, parent: str, name: str, directory: bool) -> str:
-    """Make `name` in the existing folder `parent`; if it is a link, return where that leads."""
-    folder = sc.openat2(root, parent, os.O_PATH | os.O_DIRECTORY, _INSIDE)
-    try:
-        with contextlib.suppress(OSError):
-            return os.readlink(name, dir_fd=folder)
-        if directory:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=folder)
-        else:
-            flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(name, flags, 0o644, dir_fd=folder))
-    finally:
-        os.close(folder)
-    return ""
-
-
 def enter(root: int) -> None:
     """Make `root` the root and leave nothing of the old one behind."""
-    old = os.open("/", _DIRECTORY)
+    old = os.open("/", targets.DIRECTORY)
     try:
         os.fchdir(root)
         sc.pivot_root(".", ".")
@@ -375,7 +318,7 @@ def enter(root: int) -> None:
 def _short(path: str, held: list[int]) -> str:
     if len(os.fsencode(path)) <= _LONGEST:
         return path
-    held.append(os.open(path, _DIRECTORY))
+    held.append(os.open(path, targets.DIRECTORY))
     return f"/proc/self/fd/{held[-1]}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.runtime import cgroups, mounts
+from worker.runtime import cgroups, targets
 from worker.runtime import syscalls as sc
 from worker.volumes.copyup import copy_up
 
@@ -38,16 +38,29 @@ def root(tmp_path: Path) -> Iterator[tuple[int, Path]]:
 def test_targets_stay_inside(root: tuple[int, Path], path: str, directory: bool) -> None:
     """The fixture checks that nothing came to be outside."""
     with contextlib.suppress(NotADirectoryError, IsADirectoryError):
-        fd = mounts.open_target(root[0], path, directory)
+        fd = targets.open_target(root[0], path, directory)
         assert stat.S_ISDIR(os.fstat(fd).st_mode) is directory or path == "/abs"
+        os.close(fd)
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_target_is_made_where_it_is_missing(
+    root: tuple[int, Path], tmp_path: Path, directory: bool
+) -> None:
+    (tmp_path / "root/etc").mkdir()
+    (tmp_path / "root/etc/dangling").symlink_to("made")
+    for path, made in (("/etc/hosts", "hosts"), ("/etc/dangling", "made")):
+        fd = targets.open_target(root[0], path, directory)
+        assert os.readlink(f"/proc/self/fd/{fd}") == f"{tmp_path}/root/etc/{made}"
+        assert os.fstat(fd).st_mode == (stat.S_IFDIR | 0o755 if directory else stat.S_IFREG | 0o644)
         os.close(fd)
 
 
 def test_a_loop_and_a_linked_proc_are_refused(root: tuple[int, Path]) -> None:
     with pytest.raises(OSError, match="symbolic link"):
-        mounts.open_target(root[0], "/loop/x", True)
+        targets.open_target(root[0], "/loop/x", True)
     with pytest.raises(OSError, match="symbolic link"):
-        mounts.open_target(root[0], "/proc", True)
+        targets.open_target(root[0], "/proc", True)
 
 
 def test_magic_links_are_refused(tmp_path: Path) -> None:
@@ -55,7 +68,7 @@ def test_magic_links_are_refused(tmp_path: Path) -> None:
     fd = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:
         with pytest.raises(OSError, match="symbolic link"):
-            mounts.open_target(fd, f"{tmp_path}/x/tmp", True)
+            targets.open_target(fd, f"{tmp_path}/x/tmp", True)
     finally:
         os.close(fd)
 
