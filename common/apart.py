@@ -8,6 +8,7 @@ as such.
 import asyncio
 import importlib
 import os
+import subprocess
 import sys
 import typing
 from collections.abc import Callable
@@ -41,33 +42,59 @@ async def run_apart(function: Callable[P, R], *args: P.args, **_: P.kwargs) -> R
 
     Raises Invalid where it does; Unavailable if the process fails.
     """
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        __name__,
-        f"{function.__module__}:{function.__qualname__}",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(_ROOT)},
-    )
+    child = _Child(f"{function.__module__}:{function.__qualname__}")
     try:
-        async with asyncio.timeout(DEADLINE_S):
-            out, trouble = await child.communicate(msgspec.msgpack.encode(args))
-    except TimeoutError as error:
+        code, out, trouble = await asyncio.to_thread(child.run, msgspec.msgpack.encode(args))
+    except subprocess.TimeoutExpired as error:
         raise Unavailable(f"{function.__qualname__} took longer than {DEADLINE_S} s") from error
     finally:
-        if child.returncode is None:
-            child.kill()
-            await child.communicate()  # to the end of its pipes, which would outlive the loop else
-    if child.returncode != 0:
+        child.end()
+    if code != 0:
         last = trouble.decode(errors="replace").strip().rpartition("\n")[2]
-        raise Unavailable(f"{function.__qualname__} failed: {last or child.returncode}")
+        raise Unavailable(f"{function.__qualname__} failed: {last or code}")
     answer = msgspec.msgpack.decode(out, type=_Answer)
     if answer.invalid:
         raise Invalid(answer.invalid)
     kind = typing.get_type_hints(function)["return"]
     return cast(R, msgspec.msgpack.decode(answer.result, type=kind))
+
+
+class _Child:
+    """The process, started, fed and reaped by one thread.
+
+    Not asyncio's own subprocesses: who is cancelled while one of those starts, or twice while it
+    ends, leaves its pipes behind.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
+
+    def run(self, data: bytes) -> tuple[int, bytes, bytes]:
+        """Exit code and what was written to both streams. Raises subprocess.TimeoutExpired."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, self._what],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        )
+        with self._process as process:
+            if self._ended:
+                process.kill()
+            try:
+                out, trouble = process.communicate(data, timeout=DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return process.returncode, out, trouble
+
+    def end(self) -> None:
+        """Kill it if it still runs, so that its thread ends; for who is cancelled."""
+        self._ended = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
 
 
 def _main() -> None:

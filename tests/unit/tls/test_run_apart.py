@@ -1,5 +1,8 @@
+import asyncio
 import datetime as dt
 import os
+import time
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +34,25 @@ async def test_errors_come_through() -> None:
         await run_apart(shift, identity, dt.timedelta(0), now)
     with pytest.raises(Unavailable, match="shift failed: ValueError: backwards"):
         await run_apart(shift, identity, dt.timedelta(-1), now)
+
+
+def doze(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+async def test_who_is_cancelled_leaves_no_process_behind(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    async with asyncio.TaskGroup() as group:
+        dozing = group.create_task(run_apart(doze, str(told)))
+        early = group.create_task(run_apart(doze, str(tmp_path / "early")))
+        await asyncio.sleep(0)
+        early.cancel()
+        while not told.exists() or not told.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        pid = int(told.read_text())
+        dozing.cancel()
+        dozing.cancel()
+    async with asyncio.timeout(10):
+        while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
