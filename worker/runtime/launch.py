@@ -183,13 +183,13 @@ class Launcher:
         os.umask(0)
         if stage.user_ns >= 0:
             userns.act_as_root(process.mapping)
-        root, empty = self._mount(plan, gate, stage.user_ns)
+        root = self._mount(plan, gate, stage.user_ns)
         if stage.connected >= 0:
             interior.await_network(stage.connected)
         if process.tty:
             interior.console(process, stage.stdio.console, bind=True)
         interior.write_sysctls(plan)
-        masks.hide(plan.masked, plan.read_only, empty)
+        masks.hide(plan.masked, plan.read_only)
         account = interior.account_in(process)
         directory = interior.make_cwd(process.cwd)
         if plan.root_read_only:
@@ -202,18 +202,17 @@ class Launcher:
             gate.run("startContainer")
         self._finish(process, account, directory, stage.filter, stage.user_ns, plan.init, gate)
 
-    def _mount(self, plan: Plan, gate: "Gate | None", user_ns: int) -> tuple[int, int]:
-        """The root's mount, and one of an empty folder, or -1."""
+    def _mount(self, plan: Plan, gate: "Gate | None", user_ns: int) -> int:
         sources = mounts.open_sources(plan, user_ns)
         sc.make_private("/")
         tree = mounts.prepare_root(plan, user_ns)
         root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        empty = mounts.mount_all(plan, root, sources, self._cgroups(plan))
+        mounts.mount_all(plan, root, sources, self._cgroups(plan))
         mounts.make_devices(plan, root)
         if gate is not None:
             gate.run("createContainer")
         mounts.enter(root)
-        return tree, empty
+        return tree
 
     def _cgroups(self, plan: Plan) -> list[tuple[str, str]]:
         """Without a cgroup namespace /proc/self/cgroup names paths from the top."""

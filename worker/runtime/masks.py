@@ -11,16 +11,14 @@ from worker.runtime import mounts
 from worker.runtime import syscalls as sc
 
 
-def hide(masked: tuple[str, ...], read_only: tuple[str, ...], empty: int) -> None:
-    """Cover `masked` paths, make `read_only` ones so. In the new root; missing ones are skipped.
-
-    `empty`: a detached mount of an empty folder, which is closed; -1: one is made."""
+def hide(masked: tuple[str, ...], read_only: tuple[str, ...]) -> None:
+    """Cover `masked` paths, make `read_only` ones so. In the new root; missing ones are skipped."""
     for path in read_only:
         with contextlib.suppress(FileNotFoundError):
             fd = mounts.clone(path, sc.MOUNT_ATTR_RDONLY, recursive=True)
             sc.move_mount(fd, sc.AT_FDCWD, path)
             os.close(fd)
-    attached = False
+    empty = -1
     for path in masked:
         try:
             is_directory = stat.S_ISDIR(os.stat(path).st_mode)
@@ -28,9 +26,9 @@ def hide(masked: tuple[str, ...], read_only: tuple[str, ...], empty: int) -> Non
             continue
         if is_directory:
             # Kernels before 6.15 copy a mount only once it is attached somewhere.
-            if not attached:
-                empty = _attach_empty(empty, path)
-                attached = True
+            if empty < 0:
+                empty = mounts.filesystem("tmpfs", (("nr_blocks", "1"),), sc.MOUNT_ATTR_RDONLY)
+                sc.move_mount(empty, sc.AT_FDCWD, path)
                 continue
             cover = mounts.clone("", at=empty)
         else:
@@ -39,12 +37,3 @@ def hide(masked: tuple[str, ...], read_only: tuple[str, ...], empty: int) -> Non
         os.close(cover)
     if empty >= 0:
         os.close(empty)
-
-
-def _attach_empty(empty: int, path: str) -> int:
-    if empty < 0:
-        empty = mounts.filesystem("tmpfs", (("nr_blocks", "1"),), sc.MOUNT_ATTR_RDONLY)
-    else:
-        sc.mount_setattr(empty, sc.MOUNT_ATTR_RDONLY)
-    sc.move_mount(empty, sc.AT_FDCWD, path)
-    return empty

@@ -172,59 +172,17 @@ def shared_memory_of(namespace: str) -> int:
 
 def mount_all(
     plan: Plan, root: int, sources: dict[int, int], cgroups: list[tuple[str, str]]
-) -> int:
-    """All mounts of the plan, in order, below the directory `root`. A detached mount of an empty
-    folder, for `hide`, or -1."""
-    folders: dict[str, int] = {}
+) -> None:
+    """All mounts of the plan, in order, below the directory `root`."""
     for index, mount in enumerate(plan.mounts):
         try:
-            if mount.target == "/dev" and mount.kind == "tmpfs" and _plain(mount):
-                folders = _mount_dev(mount, root)
-            elif mount.kind == "cgroup":
-                _mount_cgroups(mount, root, cgroups, folders.pop("cgroup", -1))
+            if mount.kind == "cgroup":
+                _mount_cgroups(mount, root, cgroups)
             else:
                 _mount_one(mount, root, sources.get(index, -1))
         except OSError as error:
             text = f"mounting {mount.kind} at {mount.target}: {error.strerror}"
             raise OSError(error.errno, text) from error
-    for left in folders.keys() - {"empty"}:
-        os.close(folders[left])
-    return folders.get("empty", -1)
-
-
-def _plain(mount: Mount) -> bool:
-    return {name for name, _ in mount.data} <= {"mode", "size", "nr_inodes"}
-
-
-def _mount_dev(mount: Mount, root: int) -> dict[str, int]:
-    """/dev, and detached mounts of two more folders of its file system, which nothing in the
-    container can reach through it.
-
-    Each file system costs every memory cgroup of the machine 16 bytes and the kernel some 10 KB, so
-    a container has one tmpfs for its small folders, and not three.
-    """
-    mode = int(dict(mount.data).get("mode") or "1777", 8)
-    target = targets.open_target(root, mount.target, directory=True)
-    whole = filesystem(mount.kind, mount.data, 0)
-    try:
-        # Kernels before 6.15 copy a mount only while it is attached somewhere.
-        sc.move_mount(whole, target)
-        folders = {}
-        for name, bits in (("dev", mode), ("cgroup", 0o755), ("empty", 0o755)):
-            os.mkdir(name, bits, dir_fd=whole)
-            folders[name] = clone(name, at=whole)
-        sc.unmount(f"/proc/self/fd/{whole}", sc.MNT_DETACH)
-        dev = folders.pop("dev")
-        if mode & 0o7000:  # which mkdir leaves out
-            os.chmod(f"/proc/self/fd/{dev}", mode)
-        sc.mount_setattr(dev, mount.attributes)
-        sc.move_mount(dev, target)
-        os.close(dev)
-    finally:
-        os.close(target)
-        os.close(whole)
-    _fill_dev(root)
-    return folders
 
 
 def _mount_one(mount: Mount, root: int, source: int) -> None:
@@ -240,20 +198,15 @@ def _mount_one(mount: Mount, root: int, source: int) -> None:
         _fill_dev(root)
 
 
-def _mount_cgroups(mount: Mount, root: int, cgroups: list[tuple[str, str]], folder: int) -> None:
-    """The container's own cgroup, and nothing above it. `folder`: a mount for those of version 1,
-    if there is one."""
+def _mount_cgroups(mount: Mount, root: int, cgroups: list[tuple[str, str]]) -> None:
+    """The container's own cgroup, and nothing above it."""
     single = len(cgroups) == 1 and not cgroups[0][1]
     target = targets.open_target(root, mount.target, directory=True)
     try:
         if single:
-            if folder >= 0:
-                os.close(folder)
             fd = clone(cgroups[0][0], mount.attributes)
         else:
-            fd = folder
-            if fd < 0:
-                fd = filesystem("tmpfs", (("mode", "755"), ("size", "64k")), 0)
+            fd = filesystem("tmpfs", (("mode", "755"), ("size", "64k")), 0)
             for _, name in cgroups:
                 os.mkdir(name, 0o555, dir_fd=fd)
         sc.move_mount(fd, target)
