@@ -105,6 +105,14 @@ class Swarm:
         return self._member is not None and self._member.manager is not None
 
     @property
+    def is_between(self) -> bool:
+        """Whether this node is a manager that has not read its log yet, or manages no more."""
+        member = self._member
+        if member is None or member.manager is not None or self.error:
+            return False
+        return member.trust.role == MANAGER
+
+    @property
     def managers(self) -> list[tuple[str, str]]:
         """(node id, HOST:PORT) of the managers as last heard of."""
         found = self._member.state.managers if self._member else ()

@@ -12,7 +12,7 @@ import enum
 
 from aiohttp import web
 
-from common.errors import NotLeader, NotManager, Unavailable
+from common.errors import Locked, NotLeader, NotManager, Unavailable
 from manager.manager import NO_LEADER, Manager
 from node.api.daemon import Daemon
 from node.api.routes import Handler
@@ -34,8 +34,7 @@ def on_leader(daemon: Daemon, handler: Handler, *, stale: bool = False) -> Handl
     async def serve(request: web.Request) -> web.StreamResponse:
         manager = daemon.manager
         if manager is None:
-            daemon.swarm.check_unlocked()
-            raise NotManager(not_manager(daemon))
+            raise _nothing_here(daemon)
         if stale:
             return await _read(daemon, manager, handler, request)
         if not manager.is_leader and not manager.leader_address:
@@ -111,6 +110,22 @@ def mark_stale(response: web.StreamResponse, manager: Manager) -> web.StreamResp
 
 def _moved() -> NotLeader:
     return NotLeader("leadership moved while the request was under way; send it again")
+
+
+def manager_or_none(daemon: Daemon) -> Manager | None:
+    """The manager of this node, None on a node that is none. Raises Locked, and Unavailable while
+    a manager starts: then nobody can say here what the cluster has."""
+    if daemon.manager is None and (daemon.swarm.state == "locked" or daemon.swarm.is_between):
+        raise _nothing_here(daemon)
+    return daemon.manager
+
+
+def _nothing_here(daemon: Daemon) -> Unavailable:
+    if daemon.swarm.state == "locked":
+        return Locked()
+    if daemon.swarm.is_between:
+        return Unavailable("this manager is starting or stopping; try again in a moment")
+    return NotManager(not_manager(daemon))
 
 
 def not_manager(daemon: Daemon) -> str:

@@ -11,7 +11,7 @@ from common.model.base import to_builtins
 from common.model.network import Network, NetworkSpec
 from node.api import body
 from node.api.daemon import Daemon
-from node.api.leader import catch_up, mark_stale, on_leader
+from node.api.leader import catch_up, manager_or_none, mark_stale, on_leader
 from node.api.routes import Route, json_response
 from node.api.services import manager
 
@@ -43,7 +43,7 @@ class NetworkRoutes:
         if scope != "swarm":
             with contextlib.suppress(NotFound):
                 return json_response(find(self._daemon.networks.list(), ref))
-        if scope == "local" or self._daemon.manager is None:
+        if scope == "local" or manager_or_none(self._daemon) is None:
             raise NotFound(f"network {ref} not found")
         return await self._inspect_overlay(request)
 
@@ -70,7 +70,7 @@ class NetworkRoutes:
         with contextlib.suppress(NotFound):
             local = find(self._daemon.networks.list(), ref)
             raise Forbidden(f"{local['Name']} is a pre-defined network and cannot be removed")
-        if self._daemon.manager is None:
+        if manager_or_none(self._daemon) is None:
             raise NotFound(f"network {ref} not found")
         return await self._remove_overlay(request)
 
