@@ -32,10 +32,10 @@ class GlobalOrchestrator(ServiceLoop):
 
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
         close_ineligible(scene, draft)
-        restart.tend(scene, draft, lambda key: self.updatable(scene, key))
+        restart.tend(scene, draft, lambda key: self.may_fill(scene, key))
         plan(scene, draft, view.find(Node))
 
-    def updatable(self, scene: Scene, key: Key) -> bool:
+    def may_fill(self, scene: Scene, key: Key) -> bool:
         node = scene.node(str(key))
         return node is not None and takes_new(scene.service.spec, node)
 

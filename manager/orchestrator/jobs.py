@@ -13,15 +13,14 @@ from common.model.node import Node
 from common.model.service import ReplicatedJob, Service
 from common.model.task import Task, TaskState
 from manager.orchestrator import restart
-from manager.orchestrator.global_services import close_ineligible, takes_new
-from manager.orchestrator.loop import ServiceLoop
-from manager.orchestrator.replicated import NEW_PER_PASS, with_tasks_on
-from manager.orchestrator.scene import Draft, Key, Scene, Slot, fill, has_completed
+from manager.orchestrator.global_services import GlobalOrchestrator, close_ineligible, takes_new
+from manager.orchestrator.replicated import NEW_PER_PASS, ReplicatedOrchestrator
+from manager.orchestrator.scene import Draft, Scene, Slot, fill, has_completed
 from manager.store.store import View
 
 
-class ReplicatedJobOrchestrator(ServiceLoop):
-    """The leader's loop for replicated jobs."""
+class ReplicatedJobOrchestrator(ReplicatedOrchestrator):
+    """The leader's loop for replicated jobs. What a node's change concerns is as for services."""
 
     def handles(self, service: Service) -> bool:
         return service.spec.mode.replicated_job is not None
@@ -31,18 +30,12 @@ class ReplicatedJobOrchestrator(ServiceLoop):
 
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
         close_earlier_runs(scene, draft)
-        restart.tend(scene, draft, lambda _key: True)
+        restart.tend(scene, draft, lambda key: self.may_fill(scene, key))
         plan(scene, draft)
 
-    def updatable(self, scene: Scene, key: Key) -> bool:
-        return False
 
-    def affected(self, view: View, node: Node) -> Iterable[Service]:
-        return [service for service in with_tasks_on(view, node) if self.handles(service)]
-
-
-class GlobalJobOrchestrator(ServiceLoop):
-    """The leader's loop for global jobs."""
+class GlobalJobOrchestrator(GlobalOrchestrator):
+    """The leader's loop for global jobs. What a node's change concerns is as for services."""
 
     def handles(self, service: Service) -> bool:
         return service.spec.mode.global_job is not None
@@ -53,18 +46,8 @@ class GlobalJobOrchestrator(ServiceLoop):
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
         close_earlier_runs(scene, draft)
         close_ineligible(scene, draft)
-        restart.tend(scene, draft, lambda key: self._eligible(scene, key))
+        restart.tend(scene, draft, lambda key: self.may_fill(scene, key))
         plan_everywhere(scene, draft, view.find(Node))
-
-    def updatable(self, scene: Scene, key: Key) -> bool:
-        return False
-
-    def affected(self, view: View, node: Node) -> Iterable[Service]:
-        return [service for service in view.find(Service) if self.handles(service)]
-
-    def _eligible(self, scene: Scene, key: Key) -> bool:
-        node = scene.node(str(key))
-        return node is not None and takes_new(scene.service.spec, node)
 
 
 def iteration(service: Service) -> Version | None:

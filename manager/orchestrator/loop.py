@@ -33,8 +33,8 @@ class Mode(Protocol):
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
         """Plan restarts, and fill and empty slots."""
 
-    def updatable(self, scene: Scene, key: Key) -> bool:
-        """Whether an update may put a new task into slot `key`."""
+    def may_fill(self, scene: Scene, key: Key) -> bool:
+        """Whether a new task may be put into slot `key` now."""
         ...
 
 
@@ -61,8 +61,8 @@ class ServiceLoop(abc.ABC):
         """Plan restarts, and fill and empty slots."""
 
     @abc.abstractmethod
-    def updatable(self, scene: Scene, key: Key) -> bool:
-        """Whether an update may put a new task into slot `key`."""
+    def may_fill(self, scene: Scene, key: Key) -> bool:
+        """Whether a new task may be put into slot `key` now."""
 
     @abc.abstractmethod
     def affected(self, view: View, node: Node) -> Iterable[Service]:
@@ -173,7 +173,7 @@ def plan(
     if judged != scene.service:
         scene = replace_service(scene, write(judged))
     mode.settle(scene, draft, view)
-    service = update.advance(scene, draft, lambda key: mode.updatable(scene, key))
+    service = update.advance(scene, draft, lambda key: mode.may_fill(scene, key))
     restart.lift(replace_service(scene, service), draft)
     return service
 

@@ -29,10 +29,10 @@ class ReplicatedOrchestrator(ServiceLoop):
         return task.slot > 0 and task.job_iteration is None
 
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
-        restart.tend(scene, draft, lambda _key: True)
+        restart.tend(scene, draft, lambda key: self.may_fill(scene, key))
         plan(scene, draft)
 
-    def updatable(self, scene: Scene, key: Key) -> bool:
+    def may_fill(self, scene: Scene, key: Key) -> bool:
         return True
 
     def affected(self, view: View, node: Node) -> Iterable[Service]:
