@@ -8,6 +8,9 @@ from cli import format as fmt
 from cli import options
 from cli.client import Client, CliError
 from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
+from cli.drain import drain as start_drain
+from cli.drain import wait_drained
+from cli.options import DURATION
 from cli.tasks import show_tasks
 
 
@@ -66,6 +69,20 @@ def update(
     spec |= {"Role": role} if role else {}
     client.post(f"/nodes/{found['ID']}/update", spec, version=found["Version"]["Index"])
     click.echo(ref)
+
+
+@node.command()
+@click.option("--wait", is_flag=True, help="Until no task is left there.")
+@click.option("--timeout", type=DURATION, help="How long to wait; the node goes on draining.")
+@click.argument("ref", metavar="NODE")
+@pass_client
+def drain(client: Client, wait: bool, timeout: int | None, ref: str) -> None:
+    """Have the tasks of NODE run elsewhere, and give it no more of them."""
+    found = _find(client, ref)
+    start_drain(client, found)
+    click.echo(ref)
+    if wait:
+        wait_drained(client, found["ID"], None if timeout is None else timeout / 1e9)
 
 
 @node.command()

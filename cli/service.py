@@ -17,6 +17,7 @@ from cli.revisions import show_history
 from cli.secret import references
 from cli.service_spec import created, mode_name, rescale, updated
 from cli.tasks import show_tasks
+from cli.wishes import wish_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 MODES = ("replicated", "global", "replicated-job", "global-job")
@@ -77,6 +78,7 @@ def spec_options(command: F) -> F:
         click.option("--no-healthcheck", is_flag=True, help="Not even the image's."),
         *_policy_options("update"),
         *_policy_options("rollback"),
+        *wish_options(),
         click.option("-d", "--detach", is_flag=True, help="Don't wait until the tasks run."),
         click.option("-q", "--quiet", is_flag=True, help="Wait without showing progress."),
     ]

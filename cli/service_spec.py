@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli import options
+from cli import options, wishes
 
 Spec = dict[str, Any]
 Setter = Callable[[Spec, Any], None]
@@ -90,6 +90,7 @@ def created(flags: Mapping[str, Any], present_env: dict[str, str]) -> Spec:
         "Mode": _mode(flags),
     }
     apply(spec, flags)
+    wishes.apply(spec, flags)
     container = spec["TaskTemplate"]["ContainerSpec"]
     env = options.environment(flags.get("env", ()), flags.get("env_file", ()), present_env)
     if env:
@@ -124,6 +125,7 @@ def apply(spec: Spec, flags: Mapping[str, Any]) -> None:
 def updated(spec: Spec, flags: Mapping[str, Any], present_env: dict[str, str]) -> Spec:
     """`spec` with the flags of `service update` applied; changes `spec` itself."""
     apply(spec, flags)
+    wishes.apply(spec, flags)
     container = spec["TaskTemplate"].setdefault("ContainerSpec", {})
     if ("replicas" in flags or "max_concurrent" in flags) and not rescale(spec["Mode"], flags):
         raise click.UsageError(f"{_COUNTED}; this is a {mode_name(spec['Mode'])}")

@@ -1,5 +1,6 @@
 """Nodes: the machines of a cluster."""
 
+import datetime as dt
 import enum
 
 import msgspec
@@ -62,11 +63,13 @@ class NodeDescription(Model, frozen=True, kw_only=True):
 
 
 class NodeStatus(Model, frozen=True, kw_only=True):
-    """`addr` is the node's address on the underlay, also its VTEP."""
+    """`addr` is the node's address on the underlay, also its VTEP; `down_since` of one that is
+    down when its tasks were lost."""
 
     state: NodeState = msgspec.field(default_factory=lambda: NodeState.UNKNOWN)
     message: str = ""
     addr: str = ""
+    down_since: dt.datetime | None = None
 
 
 class ManagerStatus(Model, frozen=True, kw_only=True):

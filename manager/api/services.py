@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 from msgspec.structs import replace
@@ -12,7 +13,7 @@ from common.ids import Ids
 from common.model.base import Model, Version
 from common.model.cluster import Cluster
 from common.model.network import Network
-from common.model.node import Node
+from common.model.node import Node, NodeState
 from common.model.service import (
     JobStatus,
     ReplicatedJob,
@@ -69,8 +70,9 @@ class Services:
     def statuses(self) -> dict[str, ServiceStatus]:
         """The task counts of all services, by service id."""
         view = self._store.view()
+        down = {node.id for node in view.find(Node) if node.status.state is NodeState.DOWN}
         return {
-            service.id: _status(service, view.find(Task, service_id=service.id))
+            service.id: _status(service, view.find(Task, service_id=service.id), down)
             for service in _live(view)
         }
 
@@ -294,10 +296,13 @@ def _ports(spec: ServiceSpec) -> tuple[PortConfig, ...]:
     return spec.endpoint_spec.ports if spec.endpoint_spec is not None else ()
 
 
-def _status(service: Service, tasks: Iterable[Task]) -> ServiceStatus:
+def _status(service: Service, tasks: Iterable[Task], down: AbstractSet[str]) -> ServiceStatus:
+    """What is on a node of `down` does not run for anybody."""
     mode = service.spec.mode
     wanted = [task for task in tasks if task.desired_state <= TaskState.COMPLETE]
-    running = sum(task.status.state is TaskState.RUNNING for task in wanted)
+    running = sum(
+        task.status.state is TaskState.RUNNING and task.node_id not in down for task in wanted
+    )
     completed = sum(
         task.status.state is task.desired_state is TaskState.COMPLETE for task in wanted
     )

@@ -130,7 +130,8 @@ class Dispatcher:
         now = self._now()
         for node in view.find(Node):
             if node.status.state is NodeState.DOWN:
-                since = (self._clock.now() - node.updated_at).total_seconds()
+                since_at = node.status.down_since or node.updated_at
+                since = (self._clock.now() - since_at).total_seconds()
                 self._down_since[node.id] = now - max(since, 0.0)
             else:
                 self._liveness.expect(node.id, now)
@@ -299,7 +300,9 @@ class Dispatcher:
                 connection.end()
         # One that has come back meanwhile is in `_liveness` again and must stay READY.
         await self._store.update(
-            lambda tx: nodes.set_down(tx, (id for id in lost if id not in self._liveness))
+            lambda tx: nodes.set_down(
+                tx, (id for id in lost if id not in self._liveness), self._clock.now()
+            )
         )
         log.warning("nodes are down: %s", " ".join(lost))
 
@@ -312,7 +315,9 @@ class Dispatcher:
         self._timers.set()
         if connection := self._connections.get(node_id):
             connection.end()
-        await self._store.update(lambda tx: nodes.set_down(tx, [node_id], nodes.LEFT))
+        await self._store.update(
+            lambda tx: nodes.set_down(tx, [node_id], self._clock.now(), nodes.LEFT)
+        )
         log.info("node left the cluster", extra={"left": node_id})
 
     async def _orphan(self) -> None:

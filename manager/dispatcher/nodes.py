@@ -40,11 +40,14 @@ def set_ready(tx: Tx, node_id: str, hello: Hello) -> None:
         tx.put(replace(node, status=status, description=described, boot_id=hello.boot_id))
 
 
-def set_down(tx: Tx, node_ids: Iterable[str], why: str = HEARTBEAT_FAILURE) -> None:
+def set_down(
+    tx: Tx, node_ids: Iterable[str], now: dt.datetime, why: str = HEARTBEAT_FAILURE
+) -> None:
     for node_id in node_ids:
         node = tx.get(Node, node_id)
         if node is not None:
-            status = replace(node.status, state=NodeState.DOWN, message=why)
+            since = node.status.down_since or now
+            status = replace(node.status, state=NodeState.DOWN, message=why, down_since=since)
             tx.put(replace(node, status=status))
 
 

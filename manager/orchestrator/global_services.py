@@ -16,7 +16,7 @@ from manager.orchestrator.scene import (
     fill,
     has_completed,
     is_active,
-    is_leaving,
+    must_leave,
 )
 from manager.store.store import View
 
@@ -43,10 +43,8 @@ class GlobalOrchestrator(ServiceLoop):
         return [service for service in view.find(Service) if self.handles(service)]
 
 
-def may_stay(spec: ServiceSpec, node: Node | None) -> bool:
-    """Whether a task of `spec` may go on running on `node`."""
-    if node is None or is_leaving(node):
-        return False
+def fits(spec: ServiceSpec, node: Node) -> bool:
+    """Whether `node` is one that tasks of `spec` may be on."""
     return constraint.fits(constraints(spec.task_template), node)
 
 
@@ -55,7 +53,7 @@ def takes_new(spec: ServiceSpec, node: Node) -> bool:
     return (
         node.status.state is NodeState.READY
         and node.spec.availability is Availability.ACTIVE
-        and may_stay(spec, node)
+        and fits(spec, node)
     )
 
 
@@ -70,7 +68,7 @@ def close_ineligible(scene: Scene, draft: Draft) -> None:
             draft.desire(task, TaskState.REMOVE)
         elif has_completed(task) or not is_active(task):
             continue
-        elif not may_stay(scene.service.spec, node):
+        elif must_leave(scene, draft, node) or not fits(scene.service.spec, node):
             draft.desire(task, TaskState.SHUTDOWN)
 
 

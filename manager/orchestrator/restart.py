@@ -23,6 +23,7 @@ from manager.orchestrator.scene import (
     has_stopped,
     is_active,
     is_leaving,
+    must_leave,
     never_ran,
 )
 
@@ -45,17 +46,19 @@ def tend(scene: Scene, draft: Draft, may_replace: Callable[[Key], bool]) -> None
                     draft.wake(task.start_after or scene.now)
                     continue
                 draft.desire(task, TaskState.SHUTDOWN)
-                if may_replace(slot.key) and _needs_successor(scene, slot, task):
+                if may_replace(slot.key) and _needs_successor(scene, draft, slot, task):
                     _retry(scene, draft, slot, task)
-            elif task_is_leaving(scene, task):
+            elif task_is_leaving(scene, draft, task):
                 draft.desire(task, TaskState.SHUTDOWN)
 
 
-def task_is_leaving(scene: Scene, task: Task) -> bool:
+def task_is_leaving(scene: Scene, draft: Draft, task: Task) -> bool:
     """Whether `task` cannot stay where it is."""
     if task.status.state is TaskState.ORPHANED:
         return True
-    return bool(task.node_id) and not never_ran(task) and is_leaving(scene.node(task.node_id))
+    if not task.node_id or never_ran(task):
+        return False
+    return must_leave(scene, draft, scene.node(task.node_id))
 
 
 def may_restart(scene: Scene, slot: Slot, ended: Task, at: dt.datetime) -> bool:
@@ -131,7 +134,7 @@ def _waits_out_its_delay(scene: Scene, task: Task) -> bool:
     return scene.now < task.start_after
 
 
-def _needs_successor(scene: Scene, slot: Slot, task: Task) -> bool:
+def _needs_successor(scene: Scene, draft: Draft, slot: Slot, task: Task) -> bool:
     """Whether the end of `task` leaves `slot` without the task it should have.
 
     In a start-first update a slot may hold an old task as well as a new one: the end of the new
@@ -140,7 +143,7 @@ def _needs_successor(scene: Scene, slot: Slot, task: Task) -> bool:
     others = [
         other
         for other in slot.active
-        if other.id != task.id and not _is_over(other) and not task_is_leaving(scene, other)
+        if other.id != task.id and not _is_over(other) and not task_is_leaving(scene, draft, other)
     ]
     if not others:
         return slot.active[-1].id == task.id

@@ -15,6 +15,7 @@ from common.model.cluster import Cluster
 from common.model.node import Availability, Node, NodeState
 from common.model.service import Service
 from common.model.task import LogDriver, Task, TaskState, TaskStatus
+from manager import wishes
 from manager.api import defaults
 
 Key = int | str  # a slot's number, or its node's id
@@ -136,6 +137,27 @@ def is_lost(node: Node | None) -> bool:
 def is_leaving(node: Node | None) -> bool:
     """Whether `node` may hold no tasks. A paused or unknown one keeps what it has."""
     return node is None or is_lost(node) or node.spec.availability is Availability.DRAIN
+
+
+def gives_up_at(scene: Scene, node: Node | None) -> dt.datetime | None:
+    """Until when the tasks of the service are waited for on `node`, which is down; None: it is
+    not, or they are lost already (wishes.py, loss_grace)."""
+    if node is None or not is_lost(node) or node.status.down_since is None:
+        return None
+    end = node.status.down_since + wishes.of(scene.service.spec).loss_grace
+    return end if end > scene.now else None
+
+
+def must_leave(scene: Scene, draft: Draft, node: Node | None) -> bool:
+    """Whether the service may have no tasks on `node` any more. Asks to be woken if that is
+    going to be so."""
+    if not is_leaving(node):
+        return False
+    end = gives_up_at(scene, node)
+    if end is None or (node is not None and node.spec.availability is Availability.DRAIN):
+        return True
+    draft.wake(end)
+    return False
 
 
 def has_stopped(task: Task, node: Node | None) -> bool:

@@ -391,5 +391,5 @@ def test_a_global_job_desires_what_is_not_completed() -> None:
     complete = TaskState.COMPLETE
     done = build.task(job, id="a", node="a", desired=complete, state=complete)
     going = build.task(job, id="b", node="b", desired=complete, state=TaskState.RUNNING)
-    status = _status(job, [done, going])
+    status = _status(job, [done, going], set())
     assert (status.completed_tasks, status.running_tasks, status.desired_tasks) == (1, 1, 1)

@@ -93,7 +93,8 @@ class World:
         node = self.store.view().get(Node, id)
         assert node is not None
         if state is not None:
-            node = replace(node, status=replace(node.status, state=state))
+            since = LoopClock().now() if state is NodeState.DOWN else None
+            node = replace(node, status=replace(node.status, state=state, down_since=since))
         spec = node.spec
         if availability is not None:
             spec = replace(spec, availability=availability)

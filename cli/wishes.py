@@ -1,0 +1,40 @@
+"""Flags of services for which Docker's API has no field: they become labels (docs/services.md)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from common.model import labels
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Flag (as click names its parameter) -> the label that carries it.
+LABELS = {
+    "loss_grace": labels.LOSS_GRACE,
+}
+
+
+def wish_options() -> list[Callable[[F], F]]:
+    """The flags, for create and update. What an empty text is given for is wished no more."""
+    return [
+        click.option(
+            "--loss-grace",
+            metavar="DURATION",
+            help="How long a node may be down until its tasks are replaced; default: 0.",
+        ),
+    ]
+
+
+def apply(spec: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Put the given flags into the labels of `spec`."""
+    found: dict[str, str] = spec.get("Labels") or {}
+    for flag, label in LABELS.items():
+        if flag in flags:
+            found.pop(label, None)
+            found |= {label: text} if (text := _text(flags[flag])) else {}
+    spec["Labels"] = found
+
+
+def _text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,8 @@
+"""Labels of a service by which it says what Docker's API has no field for.
+
+Labels, so that the docker command, its SDKs and compose files can say it as well. What they mean,
+and which values they take, stands in docs/services.md; `manager/wishes.py` reads them.
+"""
+
+PREFIX = "shoal."
+LOSS_GRACE = "shoal.loss_grace"
