@@ -14,17 +14,15 @@ probability 2^-63; a segment holds fewer.
 import hashlib
 import hmac
 import os
-from typing import TYPE_CHECKING
 
 import msgspec
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from manager.raft.aead import TAG_BYTES, aes_256_gcm
 
 KEY_BYTES = 32
 SALT_BYTES = 32
 NONCE_BYTES = 12
-OVERHEAD = NONCE_BYTES + 16  # bytes by which sealing makes a piece longer
+OVERHEAD = NONCE_BYTES + TAG_BYTES  # bytes by which sealing makes a piece longer
 
 
 class NotOpened(Exception):
@@ -64,7 +62,7 @@ class Sealer:
     """Seals and opens the pieces of one file."""
 
     def __init__(self, key: bytes) -> None:
-        self._aead = _aead(key)
+        self._aead = aes_256_gcm(key)
 
     @classmethod
     def of(cls, key: DataKey, salt: bytes, purpose: str) -> "Sealer":
@@ -78,22 +76,13 @@ class Sealer:
 
     def open(self, sealed: bytes, context: bytes) -> bytes:
         """What was sealed. Raises NotOpened."""
-        from cryptography.exceptions import InvalidTag
-
         if len(sealed) < OVERHEAD:
             raise NotOpened
-        try:
-            return self._aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context)
-        except InvalidTag as error:
-            raise NotOpened from error
+        plain = self._aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context)
+        if plain is None:
+            raise NotOpened
+        return plain
 
 
 def _id_of(secret: bytes) -> str:
     return hashlib.sha256(b"shoal data key" + secret).hexdigest()[:16]
-
-
-def _aead(key: bytes) -> "AESGCM":
-    # Loaded when a log is opened: a daemon that is no manager does without its megabytes.
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    return AESGCM(key)
