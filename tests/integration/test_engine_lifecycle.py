@@ -117,10 +117,15 @@ async def test_memory_limit_kills_and_tells(engine: Engine) -> None:
     assert code in (0, 137)
     seen = []
     async for event in events:
-        seen.append(event["Action"])
+        seen.append(event)
         if event["Action"] == "die":
             break
-    assert "oom" in seen
+    told = [e["Actor"]["Attributes"] for e in seen if e["Action"] == "oom"]
+    assert told
+    assert told[0]["process"] == "tail"
+    if code:
+        name, pid = told[-1]["process"], told[-1]["pid"]
+        assert container.error == f"out of memory: process {name} (pid {pid}) was killed"
 
 
 async def test_auto_remove(engine: Engine) -> None:

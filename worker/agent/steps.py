@@ -9,6 +9,7 @@ import enum
 import msgspec
 
 from common.model.task import PortStatus, TaskState, TaskStatus
+from worker.engine.oom import OUT_OF_MEMORY
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,8 +101,8 @@ def ending(seen: Seen) -> tuple[TaskState, str]:
     if seen.exit_code == 0 and not seen.oom_killed and not seen.error:
         return TaskState.COMPLETE, ""
     reasons = [f"non-zero exit ({seen.exit_code})" if seen.exit_code else "container failed"]
-    if seen.oom_killed:
-        reasons.append("killed because it needed more memory than its limit (OOM)")
+    if seen.oom_killed and OUT_OF_MEMORY not in seen.error:
+        reasons.append(OUT_OF_MEMORY)
     if seen.error:
         reasons.append(seen.error)
     return TaskState.FAILED, "task: " + ": ".join(reasons)

@@ -15,7 +15,7 @@ from common.errors import Conflict, NotFound, NotImplementedHere, Unavailable
 from common.ids import Ids
 from common.model.container import ContainerCreate
 from worker.engine import inspect as views
-from worker.engine import remap, usage
+from worker.engine import oom, remap, usage
 from worker.engine.background import Background
 from worker.engine.container import Container, FilePoint, Predicate
 from worker.engine.copying import Files
@@ -499,7 +499,7 @@ class Engine:
         elif event["event"] == "exec":
             self._execs.on_end(event["exec"], event["code"])
         elif event["event"] == "oom":
-            self._lifecycle.publish(container, "oom")
+            self._lifecycle.publish(container, "oom", oom.attributes(event))
 
     def _on_ended(self, container: Container) -> None:
         self._monitors.end(container)

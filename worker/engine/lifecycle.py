@@ -15,7 +15,7 @@ from common.clock import Clock
 from common.config import DaemonConfig
 from common.errors import Conflict, Invalid, NotFound, ShoalError, Unavailable
 from common.model.container import HostConfig
-from worker.engine import devices, files, gate, modes, oci, request, restart, signals
+from worker.engine import devices, files, gate, modes, oci, oom, request, restart, signals
 from worker.engine.background import Background
 from worker.engine.container import Container
 from worker.engine.disk import CONFIG, Disk, replace
@@ -269,6 +269,8 @@ class Lifecycle:
         if code is None:
             current.error = "nobody saw how the container ended: its keeper or the machine stopped"
         current.oom_killed = bool(event.get("oom"))
+        if current.oom_killed and current.exit_code and not current.error:
+            current.error = oom.reason(event)
         current.finished_at = moment(event.get("finished_ns") or 0) or self._clock.now()
         wait = self._restart_delay(container)
         if wait is not None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from worker.runtime import execution, record, relay
+from worker.runtime import execution, oomlog, record, relay
 
 
 class Refusal(Exception):
@@ -37,6 +37,10 @@ class Container:
         self.record: record.Record | None = None
         self.cgroup = ""
         self.oom: tuple[int, ...] = ()
+        self.oom_looks = 0  # how often yet to look who it was that was killed
+        self.oom_named = False  # one of the present looks has found somebody
+        self.oom_told = False  # the daemon has heard of one
+        self.victim: oomlog.Killed | None = None  # the last that was killed
         self.runtime = ""  # path of another OCI runtime that started it
         self.on_end: Callable[[Callable[[], None]], None] | None = None  # before its end is told
         self.own_pids = True  # its other processes end with the first

@@ -20,6 +20,8 @@ class Record(NamedTuple):
     finished_ns: int = 0
     exit_code: int | None = None
     oom_killed: bool = False
+    oom_process: str = ""  # the name of who was killed last, if that is known
+    oom_pid: int = 0
 
 
 def save(folder: str, record: Record) -> None:

@@ -11,12 +11,16 @@ from typing import Any
 from worker.runtime import cgroups, execution, record
 from worker.runtime.held import Container, Process
 from worker.runtime.link import Link
+from worker.runtime.oomlog import Killed, OomLog
 from worker.runtime.reactor import READ, URGENT, Reactor
 from worker.runtime.steps import Plan
 
 _REAP_RETRY_S = 0.02
 _REAP_ATTEMPTS = 50
 _ENDS_TO_COLLECT = 32
+_OOM_LOOK_S = 0.01  # the kernel tells of the want of memory before it chooses whom to kill
+_OOM_LOOKS = 20
+_KILLED = 137
 _REMOVE_RETRY_S = 0.02
 _REMOVE_ATTEMPTS = 100
 
@@ -32,6 +36,7 @@ class Supervisor:
         self.parents: set[str] = set()  # cgroups above those of containers
         self._boot_id = record.boot_id()
         self._ends = 0  # of processes
+        self._oom_log = OomLog()
         self._leaving: set[str] = set()  # cgroups that some process has yet to leave
 
     @property
@@ -100,12 +105,15 @@ class Supervisor:
         assert process is not None
         if process.report >= 0:
             self._started(container)
+        name = self._name(container, process)
         code = self._reap(process, container.record)
         if code is None and process.mine:
             return
         if code is None and self._retry_reap(process, lambda: self._ended(container)):
             return
         self._close(process)
+        if code == _KILLED and name and self.oom_kills(container):
+            container.victim = Killed(name, process.pid)
         if container.on_end is not None:
             container.on_end(lambda: self._finish(container, process, code))
         else:
@@ -118,6 +126,7 @@ class Supervisor:
                 self._hierarchy.kill(container.cgroup)
         container.relay.finish()
         oom = self.oom_kills(container) > 0
+        self._tell_last_kills(container, oom)
         self.leave_cgroup(container)
         if process.failure is not None:
             self._start_failed(container, process.failure, process)
@@ -126,6 +135,11 @@ class Supervisor:
         container.record = container.record._replace(
             finished_ns=time.time_ns(), exit_code=code, oom_killed=oom
         )
+        if oom and container.victim is not None:
+            killed = container.victim
+            container.record = container.record._replace(
+                oom_process=killed.name, oom_pid=killed.pid
+            )
         with contextlib.suppress(OSError):  # a full disk: the daemon is told nevertheless
             record.save(container.folder, container.record)
         self._link.send(self.describe("exit", container))
@@ -207,6 +221,8 @@ class Supervisor:
             "finished_ns": kept.finished_ns,
             "code": kept.exit_code,
             "oom": kept.oom_killed,
+            "oom_process": kept.oom_process,
+            "oom_pid": kept.oom_pid,
         }
 
     # --- its cgroup
@@ -217,7 +233,46 @@ class Supervisor:
                 os.eventfd_read(container.oom[0])
         else:
             os.pread(container.oom[0], 4096, 0)
-        self._link.send({"event": "oom", "container": container.id})
+        if container.oom_looks == 0:
+            container.oom_looks, container.oom_named = _OOM_LOOKS, False
+            self._look_for_kills(container)
+
+    def _look_for_kills(self, container: Container) -> None:
+        """Tells of each that was killed, or after a while that somebody wants memory in vain."""
+        if container.process is None or container.oom_looks == 0:
+            return
+        self._tell_kills(container)
+        container.oom_looks -= 1
+        if container.oom_looks:
+            self._reactor.later(_OOM_LOOK_S, lambda: self._look_for_kills(container))
+        elif not container.oom_named:
+            self._tell_oom(container, None)
+
+    def _tell_kills(self, container: Container) -> None:
+        for killed in self._oom_log.take(container.cgroup):
+            container.victim, container.oom_named = killed, True
+            self._tell_oom(container, killed)
+
+    def _tell_last_kills(self, container: Container, oom: bool) -> None:
+        """It has ended: what the kernel's log does not say is told of its first process."""
+        self._tell_kills(container)
+        waiting = container.oom_looks > 0 and not container.oom_named
+        if waiting or (oom and not container.oom_told):
+            self._tell_oom(container, container.victim)
+        container.oom_looks = 0
+
+    def _tell_oom(self, container: Container, killed: Killed | None) -> None:
+        container.oom_told = True
+        who = {"process": killed.name, "pid": killed.pid} if killed is not None else {}
+        self._link.send({"event": "oom", "container": container.id, **who})
+
+    def _name(self, container: Container, process: Process) -> str:
+        """Of a process that has ended and may have been killed for want of memory; it is gone once
+        it is reaped."""
+        if container.oom:
+            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/comm") as file:
+                return file.read().rstrip("\n")
+        return ""
 
     def pids(self, container: Container) -> list[int]:
         with contextlib.suppress(OSError):
