@@ -17,12 +17,6 @@ class DrainTimeout(CliError):
     """Tasks are still there."""
 
 
-def drain(client: Client, node: dict[str, Any]) -> None:
-    """Give `node` the availability drain."""
-    spec = node["Spec"] | {"Availability": "drain"}
-    client.post(f"/nodes/{node['ID']}/update", spec, version=node["Version"]["Index"])
-
-
 def wait_drained(
     client: Client,
     node_id: str,

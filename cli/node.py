@@ -8,9 +8,9 @@ from cli import format as fmt
 from cli import options
 from cli.client import Client, CliError
 from cli.context import filter_option, for_each, output_option, pass_client, quiet_option
-from cli.drain import drain as start_drain
 from cli.drain import wait_drained
 from cli.options import DURATION
+from cli.plan import dry_run_option, show_plan
 from cli.tasks import show_tasks
 
 
@@ -47,6 +47,7 @@ def inspect(client: Client, nodes: tuple[str, ...]) -> None:
 @click.option("--role", type=click.Choice(["worker", "manager"]))
 @click.option("--label-add", multiple=True, metavar="NAME=VALUE")
 @click.option("--label-rm", multiple=True, metavar="NAME")
+@dry_run_option
 @click.argument("ref", metavar="NODE")
 @pass_client
 def update(
@@ -55,6 +56,7 @@ def update(
     role: str | None,
     label_add: tuple[str, ...],
     label_rm: tuple[str, ...],
+    dry_run: str | None,
     ref: str,
 ) -> None:
     """Change a node's availability, role or labels."""
@@ -67,6 +69,9 @@ def update(
     labels |= options.pairs(label_add, "--label-add")
     spec |= {"Availability": availability} if availability else {}
     spec |= {"Role": role} if role else {}
+    if dry_run:
+        _show_plan(client, found, spec, dry_run)
+        return
     client.post(f"/nodes/{found['ID']}/update", spec, version=found["Version"]["Index"])
     click.echo(ref)
 
@@ -74,12 +79,17 @@ def update(
 @node.command()
 @click.option("--wait", is_flag=True, help="Until no task is left there.")
 @click.option("--timeout", type=DURATION, help="How long to wait; the node goes on draining.")
+@dry_run_option
 @click.argument("ref", metavar="NODE")
 @pass_client
-def drain(client: Client, wait: bool, timeout: int | None, ref: str) -> None:
+def drain(client: Client, wait: bool, timeout: int | None, dry_run: str | None, ref: str) -> None:
     """Have the tasks of NODE run elsewhere, and give it no more of them."""
     found = _find(client, ref)
-    start_drain(client, found)
+    spec = found["Spec"] | {"Availability": "drain"}
+    if dry_run:
+        _show_plan(client, found, spec, dry_run)
+        return
+    client.post(f"/nodes/{found['ID']}/update", spec, version=found["Version"]["Index"])
     click.echo(ref)
     if wait:
         wait_drained(client, found["ID"], None if timeout is None else timeout / 1e9)
@@ -146,6 +156,12 @@ def _find(client: Client, ref: str) -> Any:
         if not ref:
             raise CliError("this node is not part of a cluster; run: shoal swarm init")
     return client.get(f"/nodes/{ref}")
+
+
+def _show_plan(client: Client, found: dict[str, Any], spec: dict[str, Any], output: str) -> None:
+    """What the node's new spec would do to the tasks of the cluster."""
+    path, version = f"/nodes/{found['ID']}/update", found["Version"]["Index"]
+    show_plan(client.post(path, spec, version=version, dryRun=True), output)
 
 
 def _change_role(client: Client, ref: str, role: str) -> None:

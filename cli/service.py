@@ -12,6 +12,7 @@ from cli.client import Client, CliError
 from cli.context import filter_option, for_each, given, output_option, pass_client, quiet_option
 from cli.logs import log_options, show_logs
 from cli.options import CPUS, DURATION, SIZE
+from cli.plan import dry_run_option, show_plan
 from cli.progress import wait_converged
 from cli.revisions import show_history
 from cli.secret import references
@@ -104,6 +105,7 @@ def spec_options(command: F) -> F:
 @click.option("--constraint", multiple=True, metavar="EXPRESSION", help=CONSTRAINT_HELP)
 @click.option("--placement-pref", multiple=True, metavar="spread=node.labels.NAME")
 @spec_options
+@dry_run_option
 @click.argument("image", required=False)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -116,6 +118,9 @@ def create(ctx: click.Context, /, **_: Any) -> None:
         if texts := flags.get(kind):
             found = references(client, kind, texts)
             spec["TaskTemplate"]["ContainerSpec"][f"{kind.capitalize()}s"] = found
+    if output := ctx.params["dry_run"]:
+        show_plan(client.post("/services/create", spec, dryRun=True), output)
+        return
     answer = client.post("/services/create", spec)
     click.echo(answer["ID"])
     _wait(client, answer["ID"], flags)
@@ -145,6 +150,7 @@ def create(ctx: click.Context, /, **_: Any) -> None:
 @click.option("--constraint-add", multiple=True, metavar="EXPRESSION", help="As --constraint.")
 @click.option("--constraint-rm", multiple=True, metavar="EXPRESSION")
 @spec_options
+@dry_run_option
 @click.argument("ref", metavar="SERVICE")
 @click.pass_context
 def update(ctx: click.Context, /, **_: Any) -> None:
@@ -152,8 +158,9 @@ def update(ctx: click.Context, /, **_: Any) -> None:
     client: Client = ctx.obj
     flags = given(ctx)
     found = client.get(f"/services/{flags['ref']}")
+    dry: str | None = ctx.params["dry_run"]
     if flags.get("rollback"):
-        _send(client, found, found["Spec"], rollback="previous")
+        _send(client, found, found["Spec"], dry, rollback="previous")
     else:
         if "args" in flags:
             flags["args"] = options.words("--args", flags["args"])
@@ -162,7 +169,9 @@ def update(ctx: click.Context, /, **_: Any) -> None:
         for kind in ("secret", "config"):
             if texts := flags.get(f"{kind}_add"):
                 flags[f"{kind}_add"] = references(client, kind, texts)
-        _send(client, found, updated(found["Spec"], flags, dict(os.environ)))
+        _send(client, found, updated(found["Spec"], flags, dict(os.environ)), dry)
+    if dry:
+        return
     click.echo(flags["ref"])
     _wait(client, found["ID"], flags)
 
@@ -181,24 +190,30 @@ def history(client: Client, quiet: bool, output: str, ref: str) -> None:
 @click.option("--to", type=int, metavar="REVISION", help="One of `service history`.")
 @click.option("-d", "--detach", is_flag=True, help="Don't wait until the tasks run.")
 @click.option("-q", "--quiet", is_flag=True, help="Wait without showing progress.")
+@dry_run_option
 @click.argument("ref", metavar="SERVICE")
 @pass_client
-def rollback(client: Client, to: int | None, detach: bool, quiet: bool, ref: str) -> None:
+def rollback(
+    client: Client, to: int | None, detach: bool, quiet: bool, dry_run: str | None, ref: str
+) -> None:
     """Go back to the spec that SERVICE had before its last update, or to that of a revision."""
     found = client.get(f"/services/{ref}")
     if to is None:
-        _send(client, found, found["Spec"], rollback="previous")
+        _send(client, found, found["Spec"], dry_run, rollback="previous")
     else:
-        _send(client, found, found["Spec"], rollback_to=to)
+        _send(client, found, found["Spec"], dry_run, rollback_to=to)
+    if dry_run:
+        return
     click.echo(ref)
     _wait(client, found["ID"], {"detach": detach, "quiet": quiet, "rollback": True})
 
 
 @service.command()
 @click.option("-d", "--detach", is_flag=True, help="Don't wait until the tasks run.")
+@dry_run_option
 @click.argument("targets", metavar="SERVICE=REPLICAS", nargs=-1, required=True)
 @pass_client
-def scale(client: Client, detach: bool, targets: tuple[str, ...]) -> None:
+def scale(client: Client, detach: bool, dry_run: str | None, targets: tuple[str, ...]) -> None:
     """Set the number of tasks of replicated services, or of a job, which runs again."""
     changed = []
     for target in targets:
@@ -208,7 +223,9 @@ def scale(client: Client, detach: bool, targets: tuple[str, ...]) -> None:
         found = client.get(f"/services/{ref}")
         if not rescale(found["Spec"]["Mode"], {"replicas": int(text)}):
             raise CliError(f"{ref} is not a replicated service or job, so it can't be scaled")
-        _send(client, found, found["Spec"])
+        _send(client, found, found["Spec"], dry_run)
+        if dry_run:
+            continue
         click.echo(f"{ref} scaled to {text}")
         changed.append(found["ID"])
     for service_id in changed:
@@ -301,16 +318,22 @@ def _send(
     client: Client,
     found: dict[str, Any],
     spec: dict[str, Any],
+    dry_run: str | None = None,
+    *,
     rollback: str | None = None,
     rollback_to: int | None = None,
 ) -> None:
-    client.post(
+    """Send an update; with `dry_run` show what it would do."""
+    plan = client.post(
         f"/services/{found['ID']}/update",
         spec,
         version=found["Version"]["Index"],
         rollback=rollback,
         rollbackTo=rollback_to,
+        **({"dryRun": True} if dry_run else {}),
     )
+    if dry_run:
+        show_plan(plan, dry_run)
 
 
 def _wait(client: Client, service_id: str, flags: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from manager.api.nodes import Nodes
 from manager.api.secrets import configs, secrets
 from manager.api.services import Services
 from manager.api.tasks import Tasks
+from manager.plan.plan import Planner
 from manager.store.store import Store
 
 
@@ -32,4 +33,5 @@ class Api:
         self.networks = Networks(store, ids)
         self.secrets = secrets(store, ids)
         self.configs = configs(store, ids)
+        self.planner = Planner(store, clock)
         self.cluster = Clusters(store, clock, new_token, new_unlock_key)

@@ -1,7 +1,7 @@
 """What may be asked of nodes."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -42,6 +42,10 @@ class Nodes:
 
         Raises NotFound, Conflict ("update out of sequence", the last manager, a lost quorum).
         """
+        return self.get(await self._store.update(self.change(ref, version, spec)))
+
+    def change(self, ref: str, version: int, spec: NodeSpec) -> Callable[[Tx], str]:
+        """The transaction of `update`, which gives the node's id; raises as that does."""
 
         def write(tx: Tx) -> str:
             node = find_node(tx, ref)
@@ -55,7 +59,7 @@ class Nodes:
             tx.put(replace(node, spec=spec))
             return node.id
 
-        return self.get(await self._store.update(write))
+        return write
 
     async def remove(self, ref: str, force: bool = False) -> None:
         """Put a node out of the cluster. What ran there is replaced elsewhere (behaviour 224).

@@ -1,7 +1,7 @@
 """What may be asked of services."""
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 import msgspec
@@ -80,6 +80,12 @@ class Services:
         """Raises Invalid, NotFound (a network), Conflict (name or port taken).
 
         A service without a name is given one, as Docker does."""
+        id, write = self.creation(spec)
+        await self._store.update(write)
+        return self._written(id)
+
+    def creation(self, spec: ServiceSpec) -> tuple[str, Callable[[Tx], None]]:
+        """The id of a service to be, and the transaction that creates it; raises as `create`."""
         if not spec.name:
             taken = {service.spec.name for service in _live(self._store.view())}
             spec = msgspec.structs.replace(spec, name=self._ids.name(taken))
@@ -93,8 +99,7 @@ class Services:
             job = JobStatus(last_execution=self._clock.now()) if full.mode.is_job else None
             tx.put(Service(id=id, spec=full, job_status=job))
 
-        await self._store.update(write)
-        return self._written(id)
+        return id, write
 
     async def update(
         self,
@@ -111,6 +116,18 @@ class Services:
         did not change since, so that the cluster's own writes get in nobody's way. Raises
         Invalid, NotFound, Conflict ("update out of sequence"), NotImplementedHere.
         """
+        write = self.change(ref, version, spec, rollback, rollback_to)
+        return self._written(await self._store.update(write))
+
+    def change(
+        self,
+        ref: str,
+        version: int,
+        spec: ServiceSpec,
+        rollback: str = "",
+        rollback_to: int | None = None,
+    ) -> Callable[[Tx], str]:
+        """The transaction of `update`, which gives the service's id; raises as that does."""
         if rollback not in ("", "previous"):
             raise Invalid(f"rollback = {rollback!r} is not known; the only value is previous")
         if rollback and rollback_to is not None:
@@ -131,7 +148,7 @@ class Services:
             tx.put(_run_again(changed, now) if changed is not service else service)
             return service.id
 
-        return self._written(await self._store.update(write))
+        return write
 
     async def remove(self, ref: str) -> None:
         """The service is gone at once for its users; its tasks end after that."""

@@ -38,7 +38,9 @@ class NodeRoutes:
 
     async def update(self, request: web.Request) -> web.StreamResponse:
         spec = await body.read(request, NodeSpec)
-        await manager(self._daemon).api.nodes.update(
-            request.match_info["id"], body.version(request), spec
-        )
+        api = manager(self._daemon).api
+        asked = request.match_info["id"], body.version(request), spec
+        if body.flag(request, "dryRun"):
+            return json_response(await api.planner.plan(api.nodes.change(*asked)))
+        await api.nodes.update(*asked)
         return web.Response(status=200)

@@ -46,7 +46,10 @@ class ServiceRoutes:
     async def create(self, request: web.Request) -> web.StreamResponse:
         _refuse_credentials(request)
         spec = await body.read(request, ServiceSpec)
-        created = await manager(self._daemon).api.services.create(spec)
+        api = manager(self._daemon).api
+        if body.flag(request, "dryRun"):
+            return json_response(await api.planner.plan(api.services.creation(spec)[1]))
+        created = await api.services.create(spec)
         return json_response({"ID": created.id}, status=201)
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
@@ -81,13 +84,12 @@ class ServiceRoutes:
         if rollback not in ("", "previous"):
             raise Invalid(f"rollback = {rollback!r} is not known; the only value is previous")
         spec = await body.read(request, ServiceSpec)
-        await manager(self._daemon).api.services.update(
-            request.match_info["id"],
-            body.version(request),
-            spec,
-            rollback=rollback,
-            rollback_to=body.number(request, "rollbackTo"),
-        )
+        api = manager(self._daemon).api
+        asked = request.match_info["id"], body.version(request), spec, rollback
+        back_to = body.number(request, "rollbackTo")
+        if body.flag(request, "dryRun"):
+            return json_response(await api.planner.plan(api.services.change(*asked, back_to)))
+        await api.services.update(*asked, back_to)
         return json_response({})
 
     async def logs(self, request: web.Request) -> web.StreamResponse:

@@ -14,8 +14,10 @@ from common.model.base import Object
 from common.model.node import Availability, Node, NodeState
 from common.model.service import Service
 from common.model.task import Task
+from manager.allocator.allocator import Allocator
 from manager.api.services import Services
 from manager.orchestrator.scene import is_leaving
+from manager.scheduler.scheduler import Scheduler
 from manager.store.store import Store, View
 from tests.support import build
 from tests.support.fake_agents import FakeAgents, Leader, image_of, running, until
@@ -124,3 +126,22 @@ async def world() -> AsyncIterator[World]:
         with contextlib.suppress(asyncio.CancelledError):
             await agents
         await store.close()
+
+
+@pytest.fixture
+async def whole() -> AsyncIterator[World]:
+    """Like `world`, with nobody but the manager's own loops to place tasks."""
+    store = memory_store(delay_s=0.005)
+    whole = World(store)
+    whole.agents.full = True
+    whole.leader = Leader(store, Ids(random.Random(2)), lambda: [Allocator(), Scheduler()])
+    nodes = (build.node(f"n{i}", index=i) for i in (1, 2, 3))
+    await whole.put(build.cluster(), *nodes)
+    agents = asyncio.get_running_loop().create_task(whole.agents.run())
+    whole.leader.start()
+    yield whole
+    await whole.leader.kill()
+    agents.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await agents
+    await store.close()

@@ -1,43 +1,17 @@
 """The orchestrators beside the real allocator and scheduler: the seams between the loops."""
 
 import asyncio
-import contextlib
 import random
-from collections.abc import AsyncIterator
-
-import pytest
 
 from common.ids import Ids
 from common.model.network import Network
 from common.model.node import Availability, Node
 from common.model.service import UpdateConfig
 from common.model.task import PortConfig, RestartPolicy, Task, TaskState
-from manager.allocator.allocator import Allocator
 from manager.api.networks import Networks
-from manager.scheduler.scheduler import Scheduler
 from tests.support import build
-from tests.support.fake_agents import Leader, running, until
-from tests.support.memory_proposer import memory_store
+from tests.support.fake_agents import running, until
 from tests.unit.orchestrator.conftest import World
-
-
-@pytest.fixture
-async def whole() -> AsyncIterator[World]:
-    """Like `world`, with nobody but the manager's own loops to place tasks."""
-    store = memory_store(delay_s=0.005)
-    whole = World(store)
-    whole.agents.full = True
-    whole.leader = Leader(store, Ids(random.Random(2)), lambda: [Allocator(), Scheduler()])
-    nodes = (build.node(f"n{i}", index=i) for i in (1, 2, 3))
-    await whole.put(build.cluster(), *nodes)
-    agents = asyncio.get_running_loop().create_task(whole.agents.run())
-    whole.leader.start()
-    yield whole
-    await whole.leader.kill()
-    agents.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await agents
-    await store.close()
 
 
 async def test_the_life_of_a_service(whole: World) -> None:
