@@ -112,9 +112,13 @@ class Alive(msgspec.Struct, frozen=True, kw_only=True, tag="alive"):
 
 
 class Resync(msgspec.Struct, frozen=True, kw_only=True, tag="resync"):
-    """The agent's assignments do not add up: it wants a complete set."""
+    """The agent's assignments do not add up: it wants a complete set.
+
+    `digest`: it has applied all it was sent, and its table or tasks are not what they should be.
+    """
 
     reason: str
+    digest: bool = False
 
 
 class SessionUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="session"):

@@ -103,6 +103,12 @@ class Dispatcher:
         self._dirty = asyncio.Event()
         self._timers = asyncio.Event()
         self._over = False
+        self._mismatches = 0
+
+    @property
+    def mismatches(self) -> int:
+        """How often a node had another network table than it was sent, since the term began."""
+        return self._mismatches
 
     # The term
 
@@ -401,6 +407,7 @@ class Dispatcher:
                 if refused := self._intake.take(node_id, connection.session_id, message):
                     log.warning("node %s reported tasks not its own: %s", node_id, refused[:5])
             case Resync():
+                self._mismatches += message.digest
                 log.warning("node %s wants a complete set: %s", node_id, message.reason)
                 self._resync(connection)
             case LogChunk():
@@ -417,6 +424,7 @@ class Dispatcher:
             expected = self._assignments.digest(node_id)
             if expected and beat.digest != expected:
                 log.warning("node %s has another network table than was sent", node_id)
+                self._mismatches += 1
                 self._resync(connection)
 
     def _on_applied(self, node_id: str, sequence: int) -> None:

@@ -18,6 +18,7 @@ from node.api.exec import ExecRoutes
 from node.api.files import FileRoutes
 from node.api.images import ImageRoutes
 from node.api.leader import on_leader
+from node.api.metrics import MetricsRoutes
 from node.api.networks import NetworkRoutes
 from node.api.nodes import NodeRoutes
 from node.api.pruning import PruneRoutes
@@ -57,6 +58,7 @@ def make_app(daemon: Daemon) -> web.Application:
         DistributionRoutes(daemon),
         PruneRoutes(daemon),
         UsageRoutes(daemon),
+        MetricsRoutes(daemon),
         RefusedRoutes(),
     ):
         for route in resource.routes():

@@ -148,9 +148,14 @@ class SystemRoutes:
                 "RuncCommit": {"ID": ""},
                 "InitCommit": {"ID": ""},
                 "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
-                "Warnings": [],
+                "Warnings": self._warnings(),
             }
         )
+
+    def _warnings(self) -> list[str]:
+        found = sum(self._daemon.networks.counts.differences.values())
+        line = f"the network of this node was repaired in {found} places; the daemon's log says why"
+        return [line] if found else []
 
     def _swarm_info(self) -> dict[str, Any]:
         daemon = self._daemon

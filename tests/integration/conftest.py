@@ -8,6 +8,10 @@ import pytest
 
 from lab import leaks
 from lab.cluster import Cluster
+from lab.machine import Machine
+
+# What stays zero unless somebody breaks what is ours, or we make a mistake.
+COUNTERS = ("shoal_network_differences", "shoal_network_repairs", "shoal_dispatcher_table")
 
 
 def why_not() -> str:
@@ -28,6 +32,18 @@ def lab_allowed() -> None:
         pytest.skip(reason)
 
 
+def differing(machine: Machine) -> list[str]:
+    """Where the kernel of a machine is, or was, not what its endpoint table wants."""
+    if machine.daemon is None:
+        return []
+    found = [f"{machine.name}: {line}" for line in machine.api.post("/shoal/network/audit")]
+    for line in machine.api.get("/metrics").splitlines():
+        name, _, value = line.rpartition(" ")
+        if not line.startswith("#") and name.startswith(COUNTERS) and value != "0":
+            found.append(f"{machine.name}: {line}")
+    return found
+
+
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest, lab_allowed: None) -> Iterator[Cluster]:
     """Three machines with daemons, in no cluster yet. Nothing may be left of them afterwards."""
@@ -41,5 +57,7 @@ def cluster(request: pytest.FixtureRequest, lab_allowed: None) -> Iterator[Clust
         if request.session.testsfailed:
             for machine in cluster.machines:
                 print(f"--- {machine.name}\n{machine.log_tail(60)}")  # noqa: T201
+        differences = [line for machine in cluster.machines for line in differing(machine)]
         cluster.down()
+    assert differences == []
     assert leaks.difference(before, leaks.snapshot(prefix)) == []

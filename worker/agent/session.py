@@ -201,13 +201,14 @@ class Session:
         self._settled = True
         await self._send(Applied(sequence=assign.sequence))
         if (assign.digest, assign.tasks_digest) != self._work.digests():
-            await self._resync(f"the digests differ after assignment {assign.sequence}")
+            reason = f"the digests differ after assignment {assign.sequence}"
+            await self._resync(reason, digest=True)
 
-    async def _resync(self, reason: str) -> None:
+    async def _resync(self, reason: str, *, digest: bool = False) -> None:
         log.warning("asking for a complete set of assignments: %s", reason)
         self._sequence = None
         await asyncio.sleep(RESYNC_WAIT_S)
-        await self._send(Resync(reason=reason[:200]))
+        await self._send(Resync(reason=reason[:200], digest=digest))
 
     # Sending
 

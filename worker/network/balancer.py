@@ -7,13 +7,17 @@ There is one chain for each *number* of backends, not for each group, so that te
 cost ten thousand elements and no rules. An edit of one group is one transaction of a few elements.
 """
 
+import errno
 import struct
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
+from worker.network import audit
+from worker.network.audit import Fact
 from worker.network.netlink import nft
+from worker.network.netlink.channel import Channel, NetlinkError
 from worker.network.netlink.codec import Message
 
 Backends = tuple[bytes, ...]
@@ -182,6 +186,26 @@ def messages(table: str, edits: Sequence[Edit]) -> list[Message]:
     return found
 
 
+def rules(requests: Iterable[Message]) -> int:
+    """How many rules `requests` add."""
+    return sum(map(nft.is_rule, requests))
+
+
+def facts(channel: Channel, table: str) -> set[Fact]:
+    """What the kernel's maps of `table` make, and its number of rules; nothing without a table."""
+    try:
+        found = [
+            nft.parse_elements(channel.dump(nft.get_elements(table, name)))
+            for name in ("be", "vips", "dead")
+        ]
+        count = len(channel.dump(nft.get_rules(table)))
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return set()
+    return audit.maps(*found) | {("rules", count)}
+
+
 def _data(edit: Edit) -> bytes | str:
     if isinstance(edit.add, bytes):
         return edit.add
@@ -192,6 +216,11 @@ def port_key(protocol: str, port: int) -> bytes:
     """A BY_PORT key: each field in registers of its own."""
     number = {"tcp": 6, "udp": 17}[protocol]
     return bytes([number, 0, 0, 0]) + struct.pack("!H2x", port)
+
+
+def port_of(key: bytes) -> tuple[str, int]:
+    """The protocol and the port of a BY_PORT key."""
+    return {6: "tcp", 17: "udp"}[key[0]], int(struct.unpack_from("!H", key, 4)[0])
 
 
 def port_backend(address: str, port: int) -> bytes:

@@ -8,11 +8,12 @@ default route.
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from worker.network import balancer
+from worker.network import audit, balancer
+from worker.network.audit import Fact
 from worker.network.balancer import BY_PORT, Edit, Groups
 from worker.network.netlink import conntrack, nft
 from worker.network.netlink.channel import Channel, NetlinkError
@@ -194,11 +195,18 @@ class MachineTable:
         self._subnets: tuple[IPv4Network, ...] = ()
         self._nodes: dict[int, str] = {}
         self._hosts: set[HostTarget] = set()
+        self._left = (0, 0)  # the kernel's generation, and our transactions, at the last look
 
-    def load(self, subnets: Sequence[IPv4Network] | None = None) -> None:
-        """Put the whole table in place, whatever was there; new `subnets` if given."""
+    def load(
+        self,
+        subnets: Sequence[IPv4Network] | None = None,
+        hosts: Iterable[HostTarget] | None = None,
+    ) -> None:
+        """Put the whole table in place, whatever was there; new `subnets`, `hosts` if given."""
         if subnets is not None:
             self._subnets = tuple(subnets)
+        if hosts is not None:
+            self._hosts = set(hosts)
         table = self._names.table
         edits = self._groups.everything()
         wanted = balancer.counts(edits)
@@ -290,6 +298,48 @@ class MachineTable:
             *nft.add_elements(table, "nodes", by_mac),
             *nft.add_elements(table, "vteps", by_address),
         ]
+
+    def facts(self) -> set[Fact]:
+        """What the kernel has of it; nothing if the table is gone."""
+        found = balancer.facts(self._channel, self._names.table)
+        if found:
+            for name in ("nodes", "vteps", "hp", "hpa"):
+                dump = self._channel.dump(nft.get_elements(self._names.table, name))
+                found |= {(name, *item) for item in nft.parse_elements(dump).items()}
+        return found
+
+    def wanted(
+        self,
+        ports: Mapping[tuple[str, int], Collection[tuple[str, int]]],
+        nodes: Mapping[int, str],
+        hosts: Iterable[HostTarget],
+    ) -> set[Fact]:
+        """What `facts` is to be with these published ports, peers and ports of sandboxes."""
+        groups = {
+            balancer.port_key(*port): [balancer.port_backend(*item) for item in backends]
+            for port, backends in ports.items()
+        }
+        rules = balancer.rules(ruleset(self._names, self._subnets)) + len(self._chains)
+        found = audit.groups(groups) | {("rules", rules)}
+        for host in hosts:
+            name, key = _host_key(host)
+            found.add((name, key, balancer.port_backend(host.address, host.target)))
+        for index, address in nodes.items():
+            found.add(("nodes", _mac_key(index), struct.pack("=I", mark(index))))
+            found.add(("vteps", IPv4Address(address).packed, bytes(4)))
+        return found
+
+    @property
+    def published(self) -> set[tuple[str, int]]:
+        """The ports that it has now."""
+        return {balancer.port_of(key) for key in self._groups.members}
+
+    @property
+    def is_as_left(self) -> bool:
+        """Whether nobody but us has changed any table of the machine since the last look."""
+        now = nft.generation(self._channel)
+        left, self._left = self._left, (now, self._channel.transactions)
+        return now - left[0] == self._channel.transactions - left[1]
 
     def forget_flows(self, address: str, everything: bool) -> None:
         """Have conntrack drop flows to a backend: those of UDP, or all."""

@@ -14,6 +14,7 @@ import msgspec
 
 from common.errors import Unavailable
 from worker.network import balancer, bridge, mesh, nshelper
+from worker.network.audit import Difference, Fact, compare
 from worker.network.balancer import Groups
 from worker.network.bridge import NodeBridge
 from worker.network.ingress import HostTarget, MachineTable, Names
@@ -25,10 +26,13 @@ from worker.network.netlink import conntrack, rtnl
 from worker.network.netlink.channel import NETFILTER, ROUTE, Channel
 from worker.network.nshelper import NamespaceHelper
 from worker.network.overlay import Overlay, OverlayRecord
+from worker.network.overlay import facts as overlay_facts
 from worker.network.ports import Ports
 from worker.network.sandbox import Bare, Leg, Namespace, Plug, SandboxRecord, network_sysctls
 from worker.network.surroundings import Surroundings, surroundings
 from worker.network.table import Table, Touched
+
+Part = tuple[str, str]
 
 VXLAN_OVERHEAD = 50
 _UNDERLAY_MTU = 1500  # while no underlay is known
@@ -213,17 +217,98 @@ class Machine:
 
     def repair(self, table: Table) -> None:
         """Bring everything where `table` is, trusting nothing that we believed of the kernel."""
+        table.index()
         for network_id, overlay in self._overlays.items():
-            overlay.refresh()
+            overlay.repair(table.remotes(network_id, self._node_id))
             self._fill(network_id, table)
         for name, record in self._records.items():
             if record.spec.mode == "private":
+                self._reattach(record)
                 self._sandboxes[name].load(self._union(record))
+                self._sandboxes[name].forget_neighbours(self._misplaced(name, table))
         if self._mesh is not None:
             self._mesh.refresh()
-        self._table.load()
+        self._table.load(hosts=self._host_targets())
         self._program_peers(table)
-        self._publish((), (item.service_id for item in table.services()), table)
+        stale = self._table.published - self._answered(table).keys()
+        self._publish(stale, (item.service_id for item in table.services()), table)
+
+    def _reattach(self, record: SandboxRecord) -> None:
+        for leg in record.legs:
+            if leg.network_id in self._overlays:
+                with suppress(OSError):  # its end may be gone with its processes' namespace
+                    self._overlays[leg.network_id].attach(leg.near, leg.mac)
+
+    # Comparing
+
+    def parts(self) -> list[Part]:
+        """What `differences` compares one at a time."""
+        return [
+            ("machine", ""),
+            *(("overlay", network_id) for network_id in self._overlays),
+            *(("sandbox", name) for name in self._sandboxes),
+        ]
+
+    def differences(self, part: Part, table: Table) -> list[Difference]:
+        """What of `part` is in the kernel otherwise than `table` wants it; none if it is gone."""
+        kind, name = part
+        if kind == "machine":
+            return table.differences() + self._machine_differences(table)
+        if kind == "overlay" and name in self._overlays:
+            macs = (leg.mac for record in self._records.values() for leg in record.legs_on(name))
+            wanted = overlay_facts(table.remotes(name, self._node_id), macs)
+            return compare("overlay", name, wanted, self._overlays[name].facts())
+        if kind == "sandbox" and name in self._sandboxes:
+            return self._sandbox_differences(name, table)
+        return []
+
+    def is_as_left(self) -> bool:
+        """Whether nobody else has changed the firewall of this machine since the last question."""
+        return self._table.is_as_left
+
+    def _machine_differences(self, table: Table) -> list[Difference]:
+        peers = self._peers(table)
+        found = []
+        if self._mesh is not None:
+            found += compare("mesh", "", self._mesh.wanted(peers), self._mesh.facts())
+        else:
+            peers = {}
+        ports = self._answered(table)
+        wanted = self._table.wanted(ports, peers, self._host_targets())
+        return found + compare("ports", "", wanted, self._table.facts())
+
+    def _sandbox_differences(self, name: str, table: Table) -> list[Difference]:
+        record, namespace = self._records[name], self._sandboxes[name]
+        if record.spec.mode != "private":
+            return []
+        groups = {
+            balancer.address_key(vip): _backends(table, leg.network_id, service_id)
+            for leg in record.legs
+            for vip, service_id in table.vips(leg.network_id).items()
+        }
+        found = compare("sandbox", name, namespace.wanted(groups), namespace.facts())
+        stale: set[Fact] = {
+            ("neighbour", str(at), mac) for _, at, mac in self._misplaced(name, table)
+        }
+        return found + compare("sandbox", name, set(), stale)
+
+    def _misplaced(self, name: str, table: Table) -> list[tuple[int, IPv4Address, str]]:
+        """The addresses that the sandbox seeks at another MAC than the table says."""
+        legs = self._records[name].legs
+        found = []
+        for place, address, mac in self._sandboxes[name].neighbours():
+            network_id = legs[place].network_id if 0 <= place < len(legs) else ""
+            known = table.mac(network_id, address) if network_id else ""
+            if known not in ("", mac):
+                found.append((place, IPv4Address(address), mac))
+        return found
+
+    def _answered(self, table: Table) -> dict[tuple[str, int], set[tuple[str, int]]]:
+        """The published ports that this node answers, with their backends."""
+        ports: dict[tuple[str, int], set[tuple[str, int]]] = {}
+        for service in table.services():
+            ports |= table.published(service.service_id)
+        return {key: backends for key, backends in ports.items() if key not in self._unanswered}
 
     def apply(self, touched: Touched, table: Table) -> None:
         """Bring the kernel where `table` is."""
@@ -251,14 +336,18 @@ class Machine:
     def _program_peers(self, table: Table) -> None:
         if self._mesh is None:
             return
-        peers = {
+        peers = self._peers(table)
+        self._mesh.program(peers)
+        self._table.know_nodes(peers)
+
+    def _peers(self, table: Table) -> dict[int, str]:
+        """The other nodes: index -> address."""
+        return {
             peer.index: peer.address
             for peer in table.peers()
             # a former self, lost and replaced, has our address: there is nobody to reach
             if peer.node_id != self._node_id and peer.address != self._address
         }
-        self._mesh.program(peers)
-        self._table.know_nodes(peers)
 
     def _rebalance(self, touched: Touched, table: Table) -> None:
         for network_id, groups in self._groups.items():
@@ -505,13 +594,11 @@ class Machine:
         return Plug(leg, self._helper.home, self._underlay_mtu - VXLAN_OVERHEAD)
 
     def _open_hosts(self, record: SandboxRecord) -> None:
-        address = record.sandbox.node_address
-        targets = [
-            HostTarget(port.host_ip, port.protocol, port.published, address, port.target)
-            for port in record.sandbox.host_ports
-        ]
-        if targets:
+        if targets := _targets(record):
             self._table.open_hosts(targets)
+
+    def _host_targets(self) -> list[HostTarget]:
+        return [target for record in self._records.values() for target in _targets(record)]
 
     def destroy(self, name: str) -> None:
         """Remove a sandbox and what was only for it; no error if it is gone already."""
@@ -531,6 +618,15 @@ class Machine:
         if record.sandbox.host_ports:
             self._table.close_hosts(record.sandbox.node_address)
         self._drop_idle_overlays()
+
+
+def _targets(record: SandboxRecord) -> list[HostTarget]:
+    """The ports of the node that lead to the sandbox."""
+    address = record.sandbox.node_address
+    return [
+        HostTarget(port.host_ip, port.protocol, port.published, address, port.target)
+        for port in record.sandbox.host_ports
+    ]
 
 
 def _backends(table: Table, network_id: str, service_id: str) -> set[bytes]:

@@ -3,10 +3,12 @@
 See ingress.py for what it carries. Every node's device has a MAC made of the node's index.
 """
 
+import socket
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from worker.network import nshelper
+from worker.network.audit import Fact
 from worker.network.ingress import mark, mesh_index, mesh_mac
 from worker.network.ipam import gateway, node_subnet
 from worker.network.netlink import rtnl
@@ -21,6 +23,7 @@ _EVERYWHERE = IPv4Network("0.0.0.0/0")
 _GONE = {2, 3, 19}
 _EXISTS = {17}
 _SELF = 0x02
+_PERMANENT = 0x80
 
 
 class Mesh:
@@ -86,6 +89,45 @@ class Mesh:
         """Forget whom we reach: all of it will be made again."""
         self._peers = self._read()
         self.program({})
+        requests = []
+        for fact in self.facts():
+            match fact:
+                case "neighbour", str(address), str(mac):
+                    far = IPv4Address(address)
+                    requests.append(rtnl.neighbour(self._index, far, mac, delete=True))
+                case "route", str(text):
+                    subnet = IPv4Network(text)
+                    requests.append(rtnl.route(subnet, self._index, gateway(subnet), delete=True))
+        self._home.send(requests, _GONE)
+        _remove_rules(self._home, self._bridge)
+
+    def wanted(self, peers: Mapping[int, str]) -> set[Fact]:
+        """What leads to these other nodes (index -> VTEP address)."""
+        found: set[Fact] = set()
+        for index, address in peers.items():
+            if index != self._own:
+                subnet = node_subnet(self._pool, index)
+                found |= {
+                    ("vtep", index, address),
+                    ("neighbour", str(gateway(subnet)), mesh_mac(index)),
+                    ("route", str(subnet)),
+                    ("rule", mark(index), _TABLE_BASE + index),
+                }
+        return found
+
+    def facts(self) -> set[Fact]:
+        """What the kernel has of it."""
+        found: set[Fact] = {("vtep", index, address) for index, address in self._read().items()}
+        for message in self._home.dump(rtnl.get_neighbours(socket.AF_INET)):
+            entry = rtnl.parse_neighbour(message)
+            if entry.index == self._index and entry.state & _PERMANENT:
+                found.add(("neighbour", entry.address, entry.mac))
+        for route in map(rtnl.parse_route, self._home.dump(rtnl.get_routes())):
+            # The ways back, in tables of their own, come and go with their rules.
+            if route.index == self._index and route.static and route.destination.prefixlen:
+                found.add(("route", str(route.destination)))
+        rules = own_rules(self._home, self._bridge)
+        return found | {("rule", rule.mark, rule.table) for rule in rules}
 
     def _requests(self, index: int, address: str, delete: bool) -> list[Message]:
         """The ways to node `index`: its subnet, and answers to flows that entered there."""
@@ -116,13 +158,20 @@ class Mesh:
 
 def remove_all(home: Channel, name: str, bridge: str) -> None:
     """Remove the device and the rules that lead to it, whoever made them."""
+    _remove_rules(home, bridge)
+    home.send([rtnl.del_link(name)], _GONE)
+
+
+def own_rules(home: Channel, bridge: str) -> list[rtnl.Rule]:
     rules = map(rtnl.parse_rule, home.dump(rtnl.get_rules()))
-    mine = [rule for rule in rules if rule.incoming == bridge and rule.priority == _RULE_PRIORITY]
+    return [rule for rule in rules if rule.incoming == bridge and rule.priority == _RULE_PRIORITY]
+
+
+def _remove_rules(home: Channel, bridge: str) -> None:
     home.send(
         [
             rtnl.mark_rule(rule.priority, bridge, rule.mark, rule.table, delete=True)
-            for rule in mine
+            for rule in own_rules(home, bridge)
         ],
         _GONE,
     )
-    home.send([rtnl.del_link(name)], _GONE)

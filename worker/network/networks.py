@@ -18,9 +18,10 @@ from common.config import DaemonConfig
 from common.errors import Conflict, Invalid, NotImplementedHere, ShoalError, Unavailable
 from common.protocol.network import NetworkChange
 from worker.network import local, sandbox
+from worker.network.audit import Counts, Difference, summary
 from worker.network.ipam import Ipam, node_subnet
 from worker.network.journal import Journal
-from worker.network.machine import Machine, Membership, default_subnet, subnets_of
+from worker.network.machine import Machine, Membership, Part, default_subnet, subnets_of
 from worker.network.model import Attachment, HostPort, Interface, Sandbox, SandboxSpec
 from worker.network.names import Scope
 from worker.network.netlink.rtnl import mac_bytes
@@ -38,6 +39,9 @@ _MODES = ("private", "none", "host")
 _SAVE_AFTER_S = 2.0
 _AROUND_S = 60.0  # how often the machine's networks are looked at
 _PORTS_S = 2.0  # how often a published port that a process has is tried again
+_AUDIT_S = 30.0  # how often the kernel is compared with the endpoint table
+_WATCH_S = 2.0  # how often the machine's tables are looked at for others' changes
+_AUDIT_SHARE = 100.0  # comparing takes no more than one part in so many of the time
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _HOSTS = Path("/etc/hosts")
 
@@ -72,6 +76,9 @@ class Networks:
         self._saving: asyncio.TimerHandle | None = None
         self._retrying: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
+        self._auditing: asyncio.TimerHandle | None = None
+        self._audit_at = 0.0  # when everything is compared next
+        self._counts = Counts()
         self._around = Surroundings()
         self._warnings: tuple[str, ...] = ()
         self._namespace = machine
@@ -109,6 +116,8 @@ class Networks:
         except OSError as error:
             raise _refused("open the node's network", error) from error
         self._opened = True
+        self._audit_at = self._now() + _AUDIT_S
+        self._auditing = asyncio.get_running_loop().call_later(_WATCH_S, self._audit_later)
         await self._look_around()
         self._note_ports()
         for name, record in self._machine.records().items():
@@ -139,7 +148,7 @@ class Networks:
         self._opened = False
         await asyncio.gather(*self._running, return_exceptions=True)
         async with self._lock:
-            for timer in (self._saving, self._retrying, self._looking):
+            for timer in (self._saving, self._retrying, self._looking, self._auditing):
                 if timer is not None:
                     timer.cancel()
             if self._member is not None:
@@ -219,6 +228,7 @@ class Networks:
             self._saving = loop.call_later(_SAVE_AFTER_S, self._save_later)
 
     async def _repair(self) -> None:
+        self._counts.repairs += 1
         self._damaged = True  # until it has worked; the next change tries again
         try:
             await self._helper.run(self._machine.repair, self._table)
@@ -295,6 +305,58 @@ class Networks:
             log.warning("repairing the network of this node after: %s", error)
             self._damaged = True
         self._note_ports()
+
+    # Comparing with the kernel
+
+    @property
+    def counts(self) -> Counts:
+        """What comparing the kernel with the endpoint table has come to."""
+        return self._counts
+
+    async def audit(self) -> list[Difference]:
+        """Compare the kernel with the endpoint table, and repair it if it differs.
+
+        Part by part, so that changes wait for one part's comparison at the most.
+        """
+        found = []
+        for part in self._machine.parts():
+            found += await self._whole(self._audit_part(part))
+        self._counts.audits += 1
+        return found
+
+    async def _audit_part(self, part: Part) -> list[Difference]:
+        found = await self._helper.run(self._machine.differences, part, self._table)
+        if found:
+            self._counts.note(found)
+            log.warning("repairing the network of this node: %s", summary(found))
+            await self._repair()
+        return found
+
+    async def _audit_often(self) -> None:
+        """Everything at intervals; the machine's own table soon after others changed tables."""
+        began = self._now()
+        try:
+            if began >= self._audit_at:
+                await self.audit()
+            elif not await self._helper.run(self._machine.is_as_left):
+                await self._whole(self._audit_part(self._machine.parts()[0]))
+        except (OSError, ShoalError) as error:
+            if not self._opened:
+                return
+            log.warning("cannot compare the kernel with the endpoint table: %s", error)
+        took_s = self._now() - began
+        if began >= self._audit_at:
+            self._audit_at = began + max(_AUDIT_S, _AUDIT_SHARE * took_s)
+        if self._opened:
+            wait_s = max(_WATCH_S, _AUDIT_SHARE * took_s)
+            self._auditing = asyncio.get_running_loop().call_later(wait_s, self._audit_later)
+
+    def _audit_later(self) -> None:
+        if self._opened:
+            self._start(self._audit_often())
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def digest(self) -> str:
         """Of the endpoint table, to be compared with the dispatcher's."""

@@ -8,7 +8,7 @@ ports and remote MACs, or a task that moved could be misdirected for minutes.
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from worker.network import nshelper
+from worker.network.audit import Fact
 from worker.network.netlink import rtnl
 from worker.network.netlink.channel import ROUTE, Channel, NetlinkError
 from worker.network.netlink.codec import Message
@@ -27,6 +28,7 @@ BRIDGE, VXLAN = 10, 11  # numbers of the links in the overlay's namespace
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV}
 _PERMANENT = 0x80
 _SELF = 0x02
+_STATIC = 0x40
 
 
 class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +56,13 @@ def forwarding(remotes: Mapping[str, Remote]) -> Forwarding:
 
 def plan(old: Forwarding, new: Forwarding) -> tuple[list[Message], list[Message]]:
     """The requests that remove what is wrong, and those that add what is missing."""
+    wrong = {mac: vtep for mac, vtep in old.vteps.items() if new.vteps.get(mac) != vtep}
     remove = [
-        rtnl.vtep(VXLAN, mac, IPv4Address(vtep), bridged=True, delete=True)
-        for mac, vtep in old.vteps.items()
-        if new.vteps.get(mac) != vtep
+        rtnl.vtep(VXLAN, mac, IPv4Address(vtep), bridged=False, delete=True)
+        for mac, vtep in wrong.items()
     ]
+    # Apart from the device's: where the bridge has another way by now, the kernel removes neither.
+    remove += [rtnl.local_port(VXLAN, mac, delete=True) for mac in wrong]
     remove += [
         rtnl.neighbour(VXLAN, IPv4Address(address), mac, delete=True)
         for address, mac in old.neighbours.items()
@@ -75,6 +79,17 @@ def plan(old: Forwarding, new: Forwarding) -> tuple[list[Message], list[Message]
         if old.neighbours.get(address) != mac
     ]
     return remove, add
+
+
+def facts(remotes: Mapping[str, Remote], ports: Iterable[str]) -> set[Fact]:
+    """The entries that there should be. `ports`: the MACs of the sandboxes that are attached."""
+    entries = forwarding(remotes)
+    return {
+        *(("vtep", mac, vtep) for mac, vtep in entries.vteps.items()),
+        *(("remote", mac) for mac in entries.vteps),
+        *(("neighbour", address, mac) for address, mac in entries.neighbours.items()),
+        *(("port", mac) for mac in ports if mac not in entries.vteps),
+    }
 
 
 class Overlay:
@@ -168,9 +183,22 @@ class Overlay:
         links = [rtnl.parse_link(found) for found in self._channel.dump(rtnl.get_links())]
         return {link.name for link in links if link.kind == "veth"}
 
-    def refresh(self) -> None:
-        """Take note of the entries that are there, whatever we thought."""
-        self._entries = self.read()
+    def repair(self, remotes: Mapping[str, Remote]) -> None:
+        """As `program`, but trusting nothing that we believed of the kernel."""
+        requests = []
+        for fact in self.facts() - facts(remotes, ()):
+            match fact:
+                case "vtep", str(mac), str(vtep):
+                    where = IPv4Address(vtep)
+                    requests.append(rtnl.vtep(VXLAN, mac, where, bridged=False, delete=True))
+                case "remote", str(mac):
+                    requests.append(rtnl.local_port(VXLAN, mac, delete=True))
+                case "neighbour", str(address), str(mac):
+                    where = IPv4Address(address)
+                    requests.append(rtnl.neighbour(VXLAN, where, mac, delete=True))
+        self._channel.send(requests, _GONE)
+        self._entries = Forwarding({}, {})
+        self.program(remotes)
 
     def read(self) -> Forwarding:
         """The entries that the kernel has."""
@@ -185,6 +213,22 @@ class Overlay:
             if found.index == VXLAN and found.state & _PERMANENT:
                 neighbours[found.address] = found.mac
         return Forwarding(vteps, neighbours)
+
+    def facts(self) -> set[Fact]:
+        """All entries that the kernel has: the device's, the bridge's, and the neighbours."""
+        found: set[Fact] = set()
+        for message in self._channel.dump(rtnl.get_neighbours(rtnl.AF_BRIDGE)):
+            entry = rtnl.parse_neighbour(message)
+            if entry.flags & _SELF:
+                if entry.index == VXLAN and entry.address:
+                    found.add(("vtep", entry.mac, entry.address))
+            elif entry.state & _STATIC:
+                found.add(("remote" if entry.index == VXLAN else "port", entry.mac))
+        for message in self._channel.dump(rtnl.get_neighbours(socket.AF_INET)):
+            entry = rtnl.parse_neighbour(message)
+            if entry.index == VXLAN and entry.state & _PERMANENT:
+                found.add(("neighbour", entry.address, entry.mac))
+        return found
 
     def destroy(self) -> None:
         """Remove the namespace; the VXLAN device at once, so that the VNI is free again."""

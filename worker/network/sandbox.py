@@ -7,7 +7,7 @@ alive, so it does not die with the daemon.
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from common.errors import Invalid
-from worker.network import balancer, nshelper
+from worker.network import audit, balancer, nshelper
+from worker.network.audit import Fact
 from worker.network.balancer import BY_ADDRESS, Edit, Groups
 from worker.network.model import Sandbox, SandboxSpec
 from worker.network.netlink import conntrack, nft, rtnl
@@ -53,6 +54,10 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     spec: SandboxSpec
     sandbox: Sandbox
     legs: tuple[Leg, ...] = ()
+
+    def legs_on(self, network_id: str) -> list[Leg]:
+        """Its ends on one overlay."""
+        return [leg for leg in self.legs if leg.network_id == network_id]
 
 
 class Plug(NamedTuple):
@@ -188,6 +193,24 @@ class Namespace:
         nft.transaction(self._filter, [*extra, *ready])
         self._chains |= missing
 
+    def facts(self) -> set[Fact]:
+        """What its table makes of VIPs, and how many rules there are; nothing if it is gone."""
+        return balancer.facts(self._filter, _TABLE)
+
+    def wanted(self, groups: Mapping[bytes, Collection[bytes]]) -> set[Fact]:
+        """What `facts` is to be if the VIPs are `groups`."""
+        rules = balancer.rules(ruleset(0, 0)) + len(self._chains)
+        return audit.groups(groups) | {("rules", rules)}
+
+    def neighbours(self) -> list[tuple[int, str, str]]:
+        """What it has found out by ARP: (place of the leg, address, MAC)."""
+        entries = map(rtnl.parse_neighbour, self._route.dump(rtnl.get_neighbours(socket.AF_INET)))
+        return [
+            (entry.index - _FIRST_INDEX, entry.address, entry.mac)
+            for entry in entries
+            if entry.mac and entry.state & _VALID and not entry.state & _PERMANENT
+        ]
+
     def forget_flows(self, requests: Sequence[Message]) -> None:
         """Have conntrack drop the flows that `requests` name, unless it tracks none at all."""
         if requests and conntrack.count(self._filter):
@@ -217,6 +240,8 @@ class Namespace:
 
 
 _NO_SUCH = {2, 3, 19}
+_PERMANENT = 0x80
+_VALID = 0x02 | 0x04 | 0x08 | 0x10  # reachable, stale, delayed, probed
 
 
 def _prepare(sysctls: dict[str, str]) -> tuple[Channel, Channel]:

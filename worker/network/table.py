@@ -5,10 +5,10 @@ table how the touched things should be now. Whole answers, no edits: repeating o
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.protocol.network import (
     Digest,
@@ -21,6 +21,7 @@ from common.protocol.network import (
     ServiceEntry,
     key,
 )
+from worker.network.audit import Difference, Fact, compare
 
 Key = tuple[str, ...]
 
@@ -55,6 +56,9 @@ class Table:
 
     def __init__(self) -> None:
         self._items: dict[Key, NetworkItem] = {}
+        self._begin()
+
+    def _begin(self) -> None:
         self._digest = Digest()
         self._endpoints: dict[str, dict[str, OverlayEndpoint]] = defaultdict(dict)
         self._members: dict[tuple[str, str], dict[str, OverlayEndpoint]] = defaultdict(dict)
@@ -70,6 +74,36 @@ class Table:
     def digest(self) -> str:
         """Equal to the dispatcher's if both have the same items."""
         return self._digest.text
+
+    def index(self) -> None:
+        """Make all indexes anew from the items."""
+        items, self._items = self._items, {}
+        self._begin()
+        self.apply(NetworkChange(complete=True, puts=tuple(items.values())))
+
+    def differences(self) -> list[Difference]:
+        """Where the indexes say otherwise than the items. There is none, or names are stale."""
+        fresh = Table()
+        fresh.apply(NetworkChange(complete=True, puts=tuple(self._items.values())))
+        return compare("names", "", fresh._facts(), self._facts())
+
+    def _facts(self) -> set[Fact]:
+        indexes: tuple[Mapping[Any, Any], ...] = (
+            self._endpoints,
+            self._members,
+            self._backends,
+            self._peers,
+            self._services,
+            self._names,
+            self._addresses,
+        )
+        found: set[Fact] = {("digest", self.digest())}
+        for number, index in enumerate(indexes):
+            for place, items in index.items():
+                inside = items if isinstance(items, dict | set) else (items,)
+                values = inside.values() if isinstance(inside, dict) else inside
+                found |= {("index", number, place, str(item)) for item in values}
+        return found
 
     def apply(self, change: NetworkChange) -> Touched:
         """Take in `change`; what it touched."""

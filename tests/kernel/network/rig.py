@@ -69,6 +69,7 @@ class Lab:
     nodes: list[Node] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
     namespaces: list[str] = field(default_factory=list)
+    broken: bool = False  # the test itself changes the nodes' kernel state
     table: dict[tuple[str, ...], NetworkItem] = field(default_factory=dict)
 
     async def start(self, count: int) -> None:
@@ -173,6 +174,7 @@ class Lab:
     async def stop(self) -> None:
         for server in self.servers:
             await self.stop_server(server)
+        differences = await self.differences()
         for node in self.nodes:
             for name in node.networks.sandboxes() if node.networks._opened else ():
                 await node.networks.close_sandbox(name)
@@ -181,6 +183,18 @@ class Lab:
             os.close(descriptor)
         for name in self.namespaces:
             await asyncio.to_thread(sh, "ip", "netns", "del", name)
+        assert differences == []
+
+    async def differences(self) -> list[str]:
+        """What the nodes' kernels have otherwise than their endpoint tables want it, ever."""
+        found = []
+        for node in self.nodes:
+            if node.networks._opened:
+                found += [f"n{node.number}: {item}" for item in await node.networks.audit()]
+                counts = node.networks.counts
+                if not found and counts.differences and not self.broken:
+                    found.append(f"n{node.number} had {counts.differences}")
+        return found
 
 
 def enter(netns: str, *words: str) -> tuple[str, ...]:

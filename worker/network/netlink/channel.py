@@ -53,6 +53,7 @@ class Channel:
         self._socket = sock
         self._sequence = 0
         self._room = 0
+        self.transactions = 0  # of nf_tables, carried out
 
     @classmethod
     def open(cls, family: int) -> "Channel":
@@ -85,6 +86,7 @@ class Channel:
         last = messages[-1]._replace(flags=messages[-1].flags | NLM_F_ACK)
         for bad in self._exchange([begin, *messages[:-1], last, end], transaction=True):
             raise NetlinkError(bad.errno, bad.text)
+        self.transactions += 1
 
     def dump(self, message: Message) -> list[Message]:
         """All objects that `message` asks for."""

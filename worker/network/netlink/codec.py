@@ -114,6 +114,17 @@ def parse(data: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
+def parse_list(data: bytes) -> Iterator[bytes]:
+    """The attributes in `data` one after the other, whatever their kind."""
+    offset = 0
+    while offset + 4 <= len(data):
+        length, _ = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            return
+        yield data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
 def failure(message: Message) -> Failure:
     """What an NLMSG_ERROR says. `errno` is 0 for an acknowledgement."""
     (code,) = struct.unpack_from("=i", message.body)

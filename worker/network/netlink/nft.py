@@ -19,6 +19,8 @@ from worker.network.netlink.codec import (
     attribute,
     attributes,
     be32,
+    parse,
+    parse_list,
     text,
 )
 
@@ -26,7 +28,8 @@ _NFTABLES = 10 << 8
 _NEWTABLE, _DELTABLE = _NFTABLES | 0, _NFTABLES | 2
 _NEWCHAIN, _NEWRULE = _NFTABLES | 3, _NFTABLES | 6
 _NEWSET, _NEWSETELEM, _DELSETELEM = _NFTABLES | 9, _NFTABLES | 12, _NFTABLES | 14
-_GETSETELEM, _GETTABLE = _NFTABLES | 13, _NFTABLES | 1
+_GETSETELEM, _GETTABLE, _GETRULE = _NFTABLES | 13, _NFTABLES | 1, _NFTABLES | 7
+_GETGEN = _NFTABLES | 16
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _IPV4 = 2
 
@@ -176,6 +179,37 @@ def get_elements(table: str, name: str) -> Message:
 def get_tables() -> Message:
     """list tables ip (dump)"""
     return _message(_GETTABLE, 0, {})
+
+
+def get_rules(table: str) -> Message:
+    """list table ip TABLE: its rules (dump)"""
+    return _message(_GETRULE, 0, {1: text(table)})
+
+
+def is_rule(request: Message) -> bool:
+    """Whether `request` adds a rule."""
+    return request.kind == _NEWRULE
+
+
+def generation(channel: Channel) -> int:
+    """The number of the ruleset of the channel's namespace: each transaction adds one to it."""
+    answer = channel.ask(Message(_GETGEN, NLM_F_REQUEST, struct.pack("!BBH", 0, 0, 0)))
+    return int.from_bytes(parse(answer.body, 4).get(1, b""), "big")
+
+
+def parse_elements(answers: Iterable[Message]) -> dict[bytes, bytes | str]:
+    """What a dump of a map's elements says: key -> data, or the chain to go to."""
+    found: dict[bytes, bytes | str] = {}
+    for answer in answers:
+        for element in parse_list(parse(answer.body, 4).get(3, b"")):
+            parts = parse(element)
+            key, data = parse(parts.get(1, b"")), parse(parts.get(2, b""))
+            if 2 in data:
+                chain = parse(data[2]).get(2, b"").rstrip(b"\0").decode(errors="replace")
+                found[key.get(1, b"")] = chain
+            else:
+                found[key.get(1, b"")] = data.get(1, b"")
+    return found
 
 
 # Expressions. Registers are counted from 0 in steps of four bytes.

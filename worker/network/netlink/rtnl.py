@@ -346,10 +346,10 @@ def vtep(
     return _neighbour(delete, AF_BRIDGE, index, _NUD_REACHABLE | _NUD_NOARP, flags, values)
 
 
-def local_port(index: int, mac: str) -> Message:
-    """bridge fdb replace MAC dev INDEX master static"""
+def local_port(index: int, mac: str, delete: bool = False) -> Message:
+    """bridge fdb replace|del MAC dev INDEX master static"""
     values: dict[int, Value] = {_NDA_LLADDR: mac_bytes(mac)}
-    return _neighbour(False, AF_BRIDGE, index, _NUD_NOARP | _NUD_REACHABLE, _NTF_MASTER, values)
+    return _neighbour(delete, AF_BRIDGE, index, _NUD_NOARP | _NUD_REACHABLE, _NTF_MASTER, values)
 
 
 def get_neighbours(family: int) -> Message:
@@ -403,6 +403,7 @@ class Route:
     index: int  # of the outgoing interface; 0: none, or several
     unicast: bool  # leads somewhere
     by_kernel: bool  # follows from an address of the interface
+    static: bool = False  # made as `route` makes them
 
 
 def parse_route(message: Message) -> Route:
@@ -410,7 +411,8 @@ def parse_route(message: Message) -> Route:
     found = parse(message.body, _ROUTE.size)
     destination = IPv4Network((found.get(_RTA_DST, bytes(4)), length))
     index = _number(found.get(_RTA_OIF))
-    return Route(destination, index, kind == _RTN_UNICAST, protocol == _RTPROT_KERNEL)
+    by_kernel, static = protocol == _RTPROT_KERNEL, protocol == _RTPROT_STATIC
+    return Route(destination, index, kind == _RTN_UNICAST, by_kernel, static)
 
 
 def _number(data: bytes | None) -> int:
