@@ -3,6 +3,7 @@
 Each reader raises click.BadParameter, which names the flag, the value and what would be right.
 """
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -191,7 +192,7 @@ def _bad_port(value: str, why: str) -> click.BadParameter:
 def mount(value: str) -> dict[str, Any]:
     """--mount type=volume|bind|tmpfs,source=…,target=…[,readonly][,volume-…][,bind-…][,tmpfs-…]."""
     result: dict[str, Any] = {"Type": "volume"}
-    for part in value.split(","):
+    for part in next(csv.reader([value])):  # "volume-opt=o=uid=1000,gid=50" in quotes is one
         name, equals, text = part.partition("=")
         _mount_option(result, name.strip().lower(), text, bool(equals), value)
     if not result.get("Target"):
@@ -222,12 +223,24 @@ def _mount_option(result: dict[str, Any], name: str, text: str, given: bool, who
             labels = result.setdefault("VolumeOptions", {}).setdefault("Labels", {})
             label, _, content = text.partition("=")
             labels[label] = content
+        case "volume-driver":
+            _driver(result)["Name"] = text
+        case "volume-opt":
+            option, _, content = text.partition("=")
+            _driver(result).setdefault("Options", {})[option] = content
+        case "volume-subpath":
+            result.setdefault("VolumeOptions", {})["Subpath"] = text
         case "tmpfs-size":
             result.setdefault("TmpfsOptions", {})["SizeBytes"] = SIZE.convert(text, None, None)
         case "tmpfs-mode":
             result.setdefault("TmpfsOptions", {})["Mode"] = int(text, 8)
         case _:
             raise _bad_mount(whole, f"option {name!r} is not known")
+
+
+def _driver(result: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = result.setdefault("VolumeOptions", {}).setdefault("DriverConfig", {})
+    return config
 
 
 def _bad_mount(value: str, why: str) -> click.BadParameter:

@@ -94,7 +94,7 @@ class PruneRoutes:
                     size = await volumes.size(name)
                     await volumes.remove(name)
                     gone.append(name)
-                    freed += size
+                    freed += max(size, 0)
         return json_response({"VolumesDeleted": gone or None, "SpaceReclaimed": freed})
 
     async def networks(self, request: web.Request) -> web.StreamResponse:

@@ -36,7 +36,7 @@ class VolumeRoutes:
     async def create(self, request: web.Request) -> web.StreamResponse:
         spec = await body.read(request, VolumeCreate)
         volume = await self._daemon.engine.volumes.create(
-            spec.name, driver=spec.driver, options=spec.driver_opts, labels=spec.labels
+            spec.name, driver=spec.driver, opts=spec.driver_opts, labels=spec.labels
         )
         return json_response(volume, status=201)
 

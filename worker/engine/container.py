@@ -26,6 +26,7 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     anonymous: bool = False  # removed with the container, if asked
     propagation: str = ""
     recursive: bool = True
+    subpath: str = ""  # of a volume: what in it is mounted
     options: tuple[str, ...] = ()  # tmpfs
     mode: str = ""  # as given after the second colon of a bind
 
@@ -81,6 +82,11 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     end: dt.datetime
     exit_code: int
     output: str
+
+
+def volumes_of(points: tuple[MountPoint, ...]) -> tuple[str, ...]:
+    """The names of the volumes among them."""
+    return tuple(point.name for point in points if point.type == "volume")
 
 
 Predicate = Callable[["Container"], bool]

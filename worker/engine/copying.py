@@ -9,13 +9,14 @@ from typing import IO
 
 from common.errors import Conflict, Invalid, NotFound
 from worker.engine import layerdiff, packing, rootfs, unpacking
-from worker.engine.container import Container
+from worker.engine.container import Container, volumes_of
 from worker.engine.disk import Disk
 from worker.engine.layerdiff import Change
 from worker.engine.packing import PathStat
 from worker.engine.seams import Images
 from worker.engine.transfer import apart, consumed, produced
 from worker.volumes.measure import folder_size
+from worker.volumes.store import Volumes
 
 _AT_ONCE = 16  # transfers; more wait
 _END_S = 5.0  # for the news of an end to come
@@ -27,11 +28,12 @@ class Files:
     """While files of a container that does not run are copied, it cannot be started or removed."""
 
     def __init__(
-        self, find: Callable[[str], Container], disk: Disk, images: Images
-    ) -> None:  # fmt: skip
+        self, find: Callable[[str], Container], disk: Disk, images: Images, volumes: Volumes
+    ) -> None:
         self._find = find
         self._disk = disk
         self._images = images
+        self._volumes = volumes
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def stat(self, ref: str, path: str) -> PathStat:
@@ -112,7 +114,8 @@ class Files:
             folder, record = self._disk.folder(container.id), container.record
             lower = self._images.lower_dirs(container.image_id)
             read_only = container.host_config.readonly_rootfs
-            yield lambda: rootfs.stopped(folder, lower, record.mounts, read_only)
+            async with self._volumes.held(volumes_of(record.mounts), f"files of {record.id}"):
+                yield lambda: rootfs.stopped(folder, lower, record.mounts, read_only)
 
     def _check_at_rest(self, container: Container) -> None:
         if container.removed:

@@ -106,6 +106,8 @@ class Creation:
             for wish in points.wishes(config, host)
             if not (wish.declared and wish.point.destination in inherited)
         ]
+        if runtime and any(wish.point.subpath for wish in wishes):
+            raise NotImplementedHere(f"volume-subpath needs the built-in runtime, not {runtime}")
         chosen = self._names.take(name, container_id)
         made: list[str] = []
         try:
@@ -216,7 +218,10 @@ class Creation:
             return point
         known = {volume["Name"] for volume in self._volumes.list()}
         volume = await self._volumes.create(
-            point.name, labels=dict(wish.labels), pending=point.anonymous
+            point.name,
+            opts=dict(wish.options),
+            labels=dict(wish.labels),
+            pending=point.anonymous,
         )
         name = volume["Name"]
         if name not in known and point.anonymous:

@@ -17,7 +17,7 @@ from common.model.container import ContainerCreate
 from worker.engine import inspect as views
 from worker.engine import oom, remap, usage
 from worker.engine.background import Background
-from worker.engine.container import Container, FilePoint, Predicate
+from worker.engine.container import Container, FilePoint, Predicate, volumes_of
 from worker.engine.copying import Files
 from worker.engine.creation import Creation, Names
 from worker.engine.disk import Disk
@@ -79,7 +79,7 @@ class Engine:
         self._lifecycle = Lifecycle(
             config, self._disk, self._memory, self._keeper, images, networks, self.events,
             self._hierarchy, clock, self._background, self._remove_after_end, self.find,
-            self.runtimes, users,
+            self.runtimes, users, self.volumes,
         )  # fmt: skip
         available = capabilities.own()
         if not self._lifecycle.device_filter:
@@ -89,7 +89,7 @@ class Engine:
             available, self._disk, images, networks, self.volumes, self._names, ids, clock,
             self.find, self.runtimes, users,
         )  # fmt: skip
-        self.files = Files(self.find, self._disk, images)
+        self.files = Files(self.find, self._disk, images, self.volumes)
         self._execs = Execs(self._keeper, self._lifecycle, ids)
         self._monitors = Monitors(self._execs, clock, self._background, self._lifecycle.publish)
         self._logs = Logs(self._disk.folder, clock, self._follow)
@@ -108,7 +108,11 @@ class Engine:
             self._names.take(record.name, record.id)
         await self.volumes.open()
         await asyncio.to_thread(self._memory.keep, set(self._containers))
-        for container in await self._recovery.at_start():
+        ended = await self._recovery.at_start()
+        await self.volumes.adopt(
+            {c.id: volumes_of(c.record.mounts) for c in self._containers.values() if c.live}
+        )
+        for container in ended:
             await self._remove(container, volumes=True)
 
     async def close(self) -> None:

@@ -17,7 +17,7 @@ from common.errors import Conflict, Invalid, NotFound, ShoalError, Unavailable
 from common.model.container import HostConfig
 from worker.engine import devices, files, gate, modes, oci, oom, request, restart, signals
 from worker.engine.background import Background
-from worker.engine.container import Container
+from worker.engine.container import Container, volumes_of
 from worker.engine.disk import CONFIG, Disk, replace
 from worker.engine.events import EventBus
 from worker.engine.memory_files import MemoryFiles
@@ -29,6 +29,7 @@ from worker.runtime import seccomp, seccomp_profile
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.client import KeeperClient, KeeperError
 from worker.runtime.seccomp import FilterCache
+from worker.volumes.store import Volumes
 
 _KILL_S = 10.0  # for the kernel to end a process after SIGKILL
 _STRAY_CODE = 255  # how Docker tells of a container whose end nobody saw
@@ -55,8 +56,10 @@ class Lifecycle:
         find: Callable[[str], Container],
         runtimes: Runtimes,
         users: Remap,
+        volumes: Volumes,
     ) -> None:
         self._users = users
+        self._volumes = volumes
         self._runtimes = runtimes
         self._find = find
         self._config = config
@@ -97,6 +100,7 @@ class Lifecycle:
         donors = self._donors(container)
         begin = partial(self._begin, container, donors)
         try:
+            await self._volumes.hold(volumes_of(container.record.mounts), container.id)
             if "network" in donors:
                 answer = await begin(None)
             else:
@@ -124,8 +128,7 @@ class Lifecycle:
         return await self._keeper.request("start", waiting, container=container.id)
 
     async def _start_failed(self, container: Container, error: Exception) -> None:
-        await self._networks.close_sandbox(container.id)
-        container.sandbox = None
+        await self._let_go(container)
         current = container.current
         current.error = str(error)
         current.exit_code = getattr(error, "code", 0) or 128
@@ -282,8 +285,13 @@ class Lifecycle:
             await self._keeper.request("forget", container=container.id)
         container.exits += 1
         container.changed()
+        await self._let_go(container)
+
+    async def _let_go(self, container: Container) -> None:
+        """It does not run: its network and its volumes are others'."""
         await self._networks.close_sandbox(container.id)
         container.sandbox = None
+        await self._volumes.release(volumes_of(container.record.mounts), container.id)
 
     def _restart_delay(self, container: Container) -> float | None:
         current = container.current

@@ -10,7 +10,7 @@ from worker.engine.container import MountPoint, Record
 from worker.engine.devices import Devices, Node
 from worker.runtime import capabilities
 from worker.runtime.cgroups.devices import DENY_ALL, USUAL
-from worker.runtime.plan import PREFIX
+from worker.runtime.plan import PREFIX, SUBPATH
 
 MASKED = (
     "/proc/acpi",
@@ -265,6 +265,8 @@ def user_mount(point: MountPoint, nodev: bool = False) -> dict[str, Any]:
     options += ["ro"] * point.read_only + ["nodev"] * nodev
     if point.type == "volume":
         options.append("idmap")  # with a user namespace its ids are the container's
+    if point.subpath:
+        options.append(f"{SUBPATH}{point.subpath}")
     return _mount(point.destination, "bind", options, point.source)
 
 

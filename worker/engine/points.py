@@ -6,7 +6,7 @@ import msgspec
 
 from common.errors import Invalid, NotImplementedHere
 from common.model.container import ContainerConfig, HostConfig
-from common.model.mounts import Mount
+from common.model.mounts import DriverConfig, Mount, VolumeOptions
 from worker.engine.container import MountPoint
 
 _PROPAGATION = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
@@ -19,6 +19,7 @@ class Wish(msgspec.Struct, frozen=True):
     point: MountPoint
     make_source: bool = False  # a bind of a folder that need not exist
     labels: tuple[tuple[str, str], ...] = ()  # of a volume to make
+    options: tuple[tuple[str, str], ...] = ()  # of its driver
     copy: bool = False  # fill a new volume from the image
     declared: bool = False  # only because the image, or the configuration, names the place
 
@@ -151,23 +152,38 @@ def _bind_mount(mount: Mount, target: str) -> Wish:
 
 def _volume_mount(mount: Mount, target: str) -> Wish:
     options = mount.volume_options
-    labels: tuple[tuple[str, str], ...] = ()
-    copy = True
-    if options is not None:
-        driver = options.driver_config
-        if driver is not None and (driver.name not in ("", "local") or driver.options):
-            raise NotImplementedHere(f"mount {target}: only plain local volumes are supported")
-        if options.subpath:
-            raise NotImplementedHere(f"mount {target}: VolumeOptions.Subpath is not supported")
-        labels, copy = tuple(options.labels.items()), not options.no_copy
+    options = options or VolumeOptions()
+    driver = options.driver_config or DriverConfig()
+    if driver.name not in ("", "local"):
+        raise NotImplementedHere(f"mount {target}: volume driver {driver.name!r} is not supported")
+    subpath = _subpath(options.subpath, target)
     point = MountPoint(
         type="volume",
         name=mount.source,
         destination=target,
         read_only=mount.read_only,
         anonymous=not mount.source,
+        subpath=subpath,
     )
-    return Wish(point, labels=labels, copy=copy)
+    return Wish(
+        point,
+        labels=tuple(options.labels.items()),
+        options=tuple(driver.options.items()),
+        copy=not (options.no_copy or subpath),  # a part of a volume must be there before
+    )
+
+
+def _subpath(text: str, target: str) -> str:
+    """Below the volume, made plain. Raises Invalid."""
+    if not text:
+        return ""
+    clean = posixpath.normpath(text)
+    if clean.startswith(("/", "../")) or clean == ".." or "\0" in clean:
+        raise Invalid(
+            f"mount {target}: VolumeOptions.Subpath {text!r} must be a relative path within the "
+            "volume"
+        )
+    return "" if clean == "." else clean
 
 
 def _tmpfs(target: str, options: str) -> Wish:

@@ -83,7 +83,10 @@ def stopped(
 def _bind(root: int, point: MountPoint) -> None:
     attributes = sc.MOUNT_ATTR_RDONLY if point.read_only else 0
     try:
-        source = mounts.clone(point.source, attributes, point.recursive)
+        if point.subpath:
+            source = mounts.clone_inside(point.source, point.subpath, attributes, point.recursive)
+        else:
+            source = mounts.clone(point.source, attributes, point.recursive)
     except FileNotFoundError:
         return  # a bind whose source went away: a start would be refused, a copy need not be
     try:

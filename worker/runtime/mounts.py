@@ -13,6 +13,7 @@ from worker.runtime import syscalls as sc
 from worker.runtime import targets
 from worker.runtime.steps import Device, Mount, Plan
 
+_ATTEMPTS = 64
 _LONGEST = 255  # fsconfig takes fewer bytes than 256
 
 _NODES = (
@@ -49,7 +50,7 @@ def overlay(lower: tuple[str, ...], upper: str = "", work: str = "", attributes:
         sc.fsconfig_create(context)
         return sc.fsmount(context, attributes)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}{_complaint(context)}") from error
+        raise OSError(error.errno, f"{error.strerror}{complaint(context)}") from error
     finally:
         for fd in (context, *held):
             os.close(fd)
@@ -66,9 +67,34 @@ def filesystem(kind: str, data: tuple[tuple[str, str | None], ...], attributes: 
         sc.fsconfig_create(context)
         return sc.fsmount(context, attributes)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}{_complaint(context)}") from error
+        raise OSError(error.errno, f"{error.strerror}{complaint(context)}") from error
     finally:
         os.close(context)
+
+
+def clone_inside(path: str, subpath: str, attributes: int = 0, recursive: bool = False) -> int:
+    """The same of `subpath` inside the folder `path`, which may be hostile: no link of it leads
+    out, whoever changes it meanwhile."""
+    folder = os.open(path, targets.DIRECTORY)
+    try:
+        inner = _open_inside(folder, subpath)
+        try:
+            return clone("", attributes, recursive, at=inner)
+        finally:
+            os.close(inner)
+    except (FileNotFoundError, NotADirectoryError):
+        message = f"subpath {subpath!r} does not exist in {path}"
+        raise FileNotFoundError(errno.ENOENT, message) from None
+    finally:
+        os.close(folder)
+
+
+def _open_inside(folder: int, subpath: str) -> int:
+    for _ in range(_ATTEMPTS):
+        # EAGAIN: somebody renames folders while a `..` is followed, and it might lead out.
+        with contextlib.suppress(BlockingIOError):
+            return sc.openat2(folder, subpath, os.O_PATH, targets.INSIDE)
+    raise FileNotFoundError(errno.ENOENT, subpath)
 
 
 def clone(path: str, attributes: int = 0, recursive: bool = False, at: int = sc.AT_FDCWD) -> int:
@@ -139,16 +165,22 @@ def open_sources(plan: Plan, users: int = -1) -> dict[int, int]:
         if mount.kind == "shm-of":
             sources[index] = shared_memory_of(mount.source)
         elif mount.kind == "bind":
-            try:
-                fd = clone(mount.source, mount.attributes, mount.recursive)
-            except FileNotFoundError:
-                message = f"bind source path does not exist: {mount.source}"
-                raise FileNotFoundError(errno.ENOENT, message) from None
+            fd = _clone_source(mount)
             if mount.idmapped and users >= 0:
                 _idmap(fd, users, mount.source)
             sc.mount_propagation(fd, *(mount.propagation or (sc.MS_PRIVATE, True)))
             sources[index] = fd
     return sources
+
+
+def _clone_source(mount: Mount) -> int:
+    if mount.subpath:
+        return clone_inside(mount.source, mount.subpath, mount.attributes, mount.recursive)
+    try:
+        return clone(mount.source, mount.attributes, mount.recursive)
+    except FileNotFoundError:
+        message = f"bind source path does not exist: {mount.source}"
+        raise FileNotFoundError(errno.ENOENT, message) from None
 
 
 def shared_memory_of(namespace: str) -> int:
@@ -275,7 +307,7 @@ def _short(path: str, held: list[int]) -> str:
     return f"/proc/self/fd/{held[-1]}"
 
 
-def _complaint(context: int) -> str:
+def complaint(context: int) -> str:
     """What the kernel says of a refused option; read(2) on the context gives its log."""
     with contextlib.suppress(OSError):
         text = os.read(context, 512).decode(errors="replace").strip()

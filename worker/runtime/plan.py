@@ -27,6 +27,7 @@ from worker.runtime import syscalls as sc
 from worker.runtime.steps import Capabilities, Device, Identity, Join, Mapping, Mount, Plan, Process
 
 PREFIX = "org.shoal."
+SUBPATH = f"{PREFIX}subpath="  # option of a bind: what is below its source, links kept inside
 
 _NAMESPACES = {
     "pid": sc.CLONE_NEWPID,
@@ -36,7 +37,7 @@ _NAMESPACES = {
     "cgroup": sc.CLONE_NEWCGROUP,
     "network": sc.CLONE_NEWNET,
 }
-_ATTRIBUTES = {
+ATTRIBUTES = {
     "ro": sc.MOUNT_ATTR_RDONLY,
     "nosuid": sc.MOUNT_ATTR_NOSUID,
     "nodev": sc.MOUNT_ATTR_NODEV,
@@ -44,7 +45,7 @@ _ATTRIBUTES = {
     "noatime": sc.MOUNT_ATTR_NOATIME,
     "strictatime": sc.MOUNT_ATTR_STRICTATIME,
 }
-_PLAIN = {"rw", "suid", "dev", "exec", "relatime", "defaults"}
+PLAIN = {"rw", "suid", "dev", "exec", "relatime", "defaults"}
 _PROPAGATION = {
     "private": (sc.MS_PRIVATE, False),
     "rprivate": (sc.MS_PRIVATE, True),
@@ -140,22 +141,27 @@ def mount(entry: dict[str, Any]) -> Mount:
     if not target.startswith("/"):
         raise PlanError(f"mounts: destination {target!r} is not an absolute path")
     attributes, data, recursive, propagation, idmapped = 0, [], False, None, False
+    subpath = ""
     for option in entry.get("options") or ():
-        if option in _ATTRIBUTES:
-            attributes |= _ATTRIBUTES[option]
+        if option in ATTRIBUTES:
+            attributes |= ATTRIBUTES[option]
         elif option in ("bind", "rbind"):
             kind, recursive = "bind", option == "rbind"
         elif option in _PROPAGATION:
             propagation = _PROPAGATION[option]
         elif option == "idmap":
             idmapped = True
-        elif option not in _PLAIN:
+        elif option.startswith(SUBPATH):
+            subpath = option.removeprefix(SUBPATH)
+        elif option not in PLAIN:
             name, equals, value = option.partition("=")
             data.append((name, value if equals else None))
     if kind == "bind" and data:
         raise PlanError(f"mounts: {target}: a bind mount has no option {data[0][0]!r}")
     source = entry.get("source") or ""
-    return Mount(target, kind, source, attributes, tuple(data), recursive, propagation, idmapped)
+    return Mount(
+        target, kind, source, attributes, tuple(data), recursive, propagation, idmapped, subpath
+    )
 
 
 def _namespaces(entries: "list[dict[str, str]] | tuple[()]") -> tuple[int, tuple[Join, ...]]:

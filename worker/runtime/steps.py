@@ -31,6 +31,7 @@ class Mount(NamedTuple):
     recursive: bool
     propagation: tuple[int, bool] | None
     idmapped: bool = False  # its ids are the container's
+    subpath: str = ""  # of a bind: what below `source` to show, no link leads out of that
 
 
 class Device(NamedTuple):

@@ -1,6 +1,6 @@
 """Volumes of one node: folders that outlive containers.
 
-volumes/NAME/_data        the content
+volumes/NAME/_data        the content, or where it is mounted if the volume has options
 volumes/NAME/filling      while the image's content is copied into a new one
 volumes/NAME/pending      while the container that it is for is being made, or removed with it
 volumes/NAME/volume.json  labels and when it was made; written last, so it marks a whole volume
@@ -9,10 +9,11 @@ volumes/NAME/volume.json  labels and when it was made; written last, so it marks
 import asyncio
 import contextlib
 import datetime as dt
+import logging
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -22,11 +23,16 @@ import msgspec
 from common.clock import Clock
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
+from worker.volumes import mounting, options
+from worker.volumes.holds import Holds
 from worker.volumes.measure import folder_size
 
 _NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}$")
+_FILLER = "filling"  # who holds a volume while it is filled
 _META, _FILLING, _PENDING = "volume.json", "filling", "pending"
 ANONYMOUS = "com.docker.volume.anonymous"
+
+_log = logging.getLogger(__name__)
 
 Filters = dict[str, list[str]]
 Names = list[str]
@@ -37,6 +43,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     created_at: dt.datetime
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    options: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Volumes:
@@ -56,6 +63,7 @@ class Volumes:
         self._publish = publish
         self._in_use = in_use
         self._volumes: dict[str, Volume] = {}
+        self._holds = Holds()
         # Held by who makes or fills a volume, and gone with the last of them.
         self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -64,6 +72,7 @@ class Volumes:
         self._volumes = await asyncio.to_thread(self._load)
         for name in self._volumes:
             if not self._in_use(name):
+                await asyncio.to_thread(mounting.detach, self.path(name))
                 await asyncio.to_thread(self._empty_half_filled, name)
         for name in list(self._volumes):
             if not self._in_use(name) and (self._root / name / _PENDING).exists():
@@ -85,12 +94,14 @@ class Volumes:
         """While what an image has goes into a volume; one at a time fills it."""
         lock = self._busy.setdefault(name, asyncio.Lock())
         mark = self._root / self._find(name).name / _FILLING
-        async with lock:
+        async with lock, self.held((name,), _FILLER):
             empty = not await asyncio.to_thread(os.listdir, self.path(name))
-            if empty:
+            # What is mounted there is not ours to empty after a crash.
+            marked = empty and not self._find(name).options
+            if marked:
                 await asyncio.to_thread(mark.touch)
             yield
-            if empty:
+            if marked:
                 await asyncio.to_thread(mark.unlink, True)
 
     def _load(self) -> dict[str, Volume]:
@@ -101,6 +112,8 @@ class Volumes:
             try:
                 volume = msgspec.json.decode((folder / _META).read_bytes(), type=Volume)
             except (OSError, msgspec.DecodeError):
+                if mounting.holds_mounts(folder):
+                    continue  # what is mounted is none of ours to remove
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 found[volume.name] = volume
@@ -139,8 +152,49 @@ class Volumes:
         """Where its content lies."""
         return self._root / self._find(name).name / "_data"
 
+    # --- what is mounted
+
+    async def hold(self, names: Iterable[str], holder: str) -> None:
+        """`holder` needs these volumes: those with options are mounted. Raises Invalid,
+        Unavailable; `release` what was held by then."""
+        for name in names:
+            volume = self._volumes.get(name)
+            wanted = options.source(volume.options) if volume is not None else None
+            if wanted is not None:
+                await self._holds.take(name, holder, wanted, self.path(name))
+
+    async def release(self, names: Iterable[str], holder: str) -> None:
+        """It needs them no more. Safe to repeat; what cannot be unmounted is logged."""
+        for name in names:
+            if name in self._volumes and self._volumes[name].options:
+                try:
+                    await self._holds.give_back(name, holder, self.path(name))
+                except OSError as error:
+                    _log.error("cannot unmount volume %s: %s", name, error)
+
+    @contextlib.asynccontextmanager
+    async def held(self, names: Iterable[str], holder: str) -> AsyncIterator[None]:
+        """For as long as this lasts."""
+        names = tuple(names)
+        try:
+            await self.hold(names, holder)
+            yield
+        finally:
+            await self.release(names, holder)
+
+    async def adopt(self, users: dict[str, Iterable[str]]) -> None:
+        """At the start, when it is known which containers run: the volumes of each, by its id.
+        What is mounted and nobody needs is unmounted."""
+        for holder, names in users.items():
+            for name in names:
+                self._holds.note(name, holder)
+        optioned = [name for name, volume in self._volumes.items() if volume.options]
+        await self._holds.sweep({name: self.path(name) for name in optioned})
+
     async def size(self, name: str) -> int:
-        """Bytes of its files. Raises NotFound."""
+        """Bytes of its files; -1 if it has options: they may be anywhere. Raises NotFound."""
+        if self._find(name).options:
+            return -1
         return await asyncio.to_thread(folder_size, self.path(name))
 
     def users(self, name: str) -> Names:
@@ -154,7 +208,7 @@ class Volumes:
             "Mountpoint": str(self._root / volume.name / "_data"),
             "CreatedAt": volume.created_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
             "Labels": volume.labels or None,
-            "Options": None,
+            "Options": volume.options or None,
             "Scope": "local",
         }
 
@@ -163,19 +217,20 @@ class Volumes:
         name: str = "",
         *,
         driver: str = "",
-        options: dict[str, str] | None = None,
+        opts: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
         pending: bool = False,
     ) -> dict[str, Any]:
-        """Make it if it is not there, as Docker does. Raises Invalid, NotImplementedHere.
+        """Make it if it is not there, as Docker does. `opts` is what to mount as its content
+        (`options.py`). Raises Invalid, NotImplementedHere; Conflict if it has other options.
 
         `pending`: it is for a container that is being made, and goes if that never comes to be;
         `settle` ends this.
         """
         if driver not in ("", "local"):
             raise NotImplementedHere(f"volume driver {driver!r} is not supported; use local")
-        if options:
-            raise NotImplementedHere(f"volume option {sorted(options)[0]!r} is not supported")
+        given = dict(opts or {})
+        options.source(given)
         own = dict(labels or {})
         if not name:
             name = self._ids.hex(64)
@@ -186,10 +241,14 @@ class Volumes:
             )
         async with self._busy.setdefault(name, asyncio.Lock()):
             if name not in self._volumes:
-                volume = Volume(name=name, created_at=self._clock.now(), labels=own)
+                volume = Volume(name=name, created_at=self._clock.now(), labels=own, options=given)
                 await asyncio.to_thread(self._make, volume, pending)
                 self._volumes[name] = volume
                 self._publish("volume", "create", name, {"driver": "local"})
+            elif given and given != self._volumes[name].options:
+                raise Conflict(
+                    f"volume {name} is there with other options: remove it, or use it without any"
+                )
         return self._json(self._volumes[name])
 
     def settle(self, name: str) -> None:
@@ -219,12 +278,22 @@ class Volumes:
             self._find(name)
         if users := self._in_use(name):
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+        await asyncio.to_thread(self._unmount, name)
         del self._volumes[name]
         await asyncio.to_thread(self._destroy, name)
         self._publish("volume", "destroy", name, {"driver": "local"})
 
+    def _unmount(self, name: str) -> None:
+        """So that nothing of what is mounted is removed. Raises Conflict."""
+        folder = self._root / name
+        mounting.detach(folder / "_data")
+        if mounting.holds_mounts(folder):
+            raise Conflict(f"remove {name}: something is mounted in {folder}; unmount it first")
+
     def _destroy(self, name: str) -> None:
         folder = self._root / name
+        if mounting.holds_mounts(folder):
+            return  # mounted since; the volume is found again at the next start
         with contextlib.suppress(FileNotFoundError):
             (folder / _META).unlink()
         shutil.rmtree(folder, ignore_errors=True)

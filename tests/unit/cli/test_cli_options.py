@@ -84,6 +84,14 @@ def test_a_mount() -> None:
         "Labels": {"a": "b"},
         "NoCopy": True,
     }
+    driven = (
+        "source=v,target=/v,volume-subpath=a/b,volume-driver=local,volume-opt=type=nfs,"
+        '"volume-opt=o=addr=nas,ro"'
+    )
+    assert options.mount(driven)["VolumeOptions"] == {
+        "Subpath": "a/b",
+        "DriverConfig": {"Name": "local", "Options": {"type": "nfs", "o": "addr=nas,ro"}},
+    }
     assert options.mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777")["TmpfsOptions"] == {
         "SizeBytes": 1 << 20,
         "Mode": 0o1777,
