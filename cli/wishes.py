@@ -11,6 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Flag (as click names its parameter) -> the label that carries it.
 LABELS = {
+    "depends_on": labels.DEPENDS_ON,
     "loss_grace": labels.LOSS_GRACE,
 }
 
@@ -18,6 +19,12 @@ LABELS = {
 def wish_options() -> list[Callable[[F], F]]:
     """The flags, for create and update. What an empty text is given for is wished no more."""
     return [
+        click.option(
+            "--depends-on",
+            multiple=True,
+            metavar="SERVICE[:CONDITION]",
+            help="Start after that one is started, healthy or completed; default: started.",
+        ),
         click.option(
             "--loss-grace",
             metavar="DURATION",

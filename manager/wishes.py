@@ -18,10 +18,22 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = dt.timedelta(days=365)
 
 
+CONDITIONS = ("started", "healthy", "completed")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dependency:
+    """Another service, by name, and what has to be so of it."""
+
+    name: str
+    condition: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wishes:
     """`loss_grace`: how long a node may be down until its tasks are replaced."""
 
+    depends_on: tuple[Dependency, ...] = ()
     loss_grace: dt.timedelta = dt.timedelta()
 
 
@@ -60,6 +72,24 @@ def duration(name: str, text: str) -> dt.timedelta:
     return dt.timedelta(seconds=seconds)
 
 
+def dependencies(name: str, text: str) -> tuple[Dependency, ...]:
+    """Text such as db:healthy,migrate:completed. Raises Invalid."""
+    found: dict[str, Dependency] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        service, _, condition = part.partition(":")
+        condition = condition or "started"
+        if not service or condition not in CONDITIONS:
+            raise Invalid(
+                f"label {name}: {part[:80]!r} is not SERVICE or SERVICE:CONDITION, where the "
+                f"condition is {', '.join(CONDITIONS)}"
+            )
+        if service in found:
+            raise Invalid(f"label {name}: service {service} is named twice; name it once")
+        found[service] = Dependency(service, condition)
+    return tuple(found.values())
+
+
 _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
+    labels.DEPENDS_ON: ("depends_on", dependencies),
     labels.LOSS_GRACE: ("loss_grace", duration),
 }

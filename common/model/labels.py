@@ -5,4 +5,5 @@ and which values they take, stands in docs/services.md; `manager/wishes.py` read
 """
 
 PREFIX = "shoal."
+DEPENDS_ON = "shoal.depends_on"
 LOSS_GRACE = "shoal.loss_grace"

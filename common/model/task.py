@@ -262,4 +262,5 @@ class Task(Object, frozen=True, kw_only=True):
     job_iteration: Version | None = None  # of a job: the run this task belongs to
     networks_attachments: tuple[NetworkAttachment, ...] = ()
     ports: tuple[PortConfig, ...] = ()  # copy of the service's, for host-mode ports
+    waits_for: str = ""  # other services; until that is empty the task stays NEW
     start_after: dt.datetime | None = None  # READY tasks wait until then (restart delay)

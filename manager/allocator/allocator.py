@@ -137,7 +137,7 @@ class Allocator:
         self._wake_all(self._books.release_leftover(service, Endpoint()))
 
     def _note_task(self, task: Task) -> None:
-        if task.status.state is TaskState.NEW and task.desired_state <= TaskState.COMPLETE:
+        if _wants_addresses(task):
             if (Task, task.id) not in self._waiting:
                 self._dirty[Task][task.id] = None
         else:
@@ -216,7 +216,7 @@ class Allocator:
         self._wake(("service", service.id))
 
     def _allocate_task(self, tx: Tx, task: Task, now: dt.datetime) -> None:
-        if task.status.state is not TaskState.NEW or task.desired_state > TaskState.COMPLETE:
+        if not _wants_addresses(task):
             return
         try:
             service = self._ready_service(tx, task)
@@ -246,6 +246,12 @@ class Allocator:
         if service is not None and service.id in self._reasons:
             raise Blocked(("service", service.id), self._reasons[service.id])
         return service
+
+
+def _wants_addresses(task: Task) -> bool:
+    """A task that waits for another service takes nothing yet."""
+    new = task.status.state is TaskState.NEW and not task.waits_for
+    return new and task.desired_state <= TaskState.COMPLETE
 
 
 def _tell(tx: Tx, task: Task, reason: str, now: dt.datetime) -> None:

@@ -30,6 +30,7 @@ from manager.api import defaults, validate
 from manager.api.filters import Filters, Test, has_label, one_of, select
 from manager.api.refs import resolve
 from manager.api.secrets import check_references
+from manager.orchestrator import ordering
 from manager.store.store import Store, Tx, View
 
 PREDEFINED = ("bridge", "host", "none", "null")
@@ -96,6 +97,7 @@ class Services:
             full = _complete(tx, spec)
             check_references(tx, full)
             _check_ports(tx, full, id)
+            ordering.check(tx, full, id)
             job = JobStatus(last_execution=self._clock.now()) if full.mode.is_job else None
             tx.put(Service(id=id, spec=full, job_status=job))
 
@@ -145,6 +147,7 @@ class Services:
             else:
                 changed = _updated(tx, service, spec, now)
             check_references(tx, changed.spec)
+            ordering.check(tx, changed.spec, service.id)
             tx.put(_run_again(changed, now) if changed is not service else service)
             return service.id
 

@@ -19,8 +19,9 @@ from common.model.cluster import Cluster
 from common.model.node import Node
 from common.model.service import Service
 from common.model.task import Task, TaskState
-from manager.orchestrator import restart, update
-from manager.orchestrator.scene import Draft, Key, Scene, default_log_driver
+from manager.orchestrator import ordering, restart, update
+from manager.orchestrator.dependents import Dependents
+from manager.orchestrator.scene import Draft, Key, Scene, default_log_driver, is_active
 from manager.store.store import Event, Tx, View
 
 SERVICES_PER_PASS = 50  # keeps one Raft entry, and the pause of the event loop, small
@@ -47,6 +48,7 @@ class ServiceLoop(abc.ABC):
         self._nodes: dict[str, None] = {}  # nodes that changed
         self._wake: dict[str, dt.datetime] = {}
         self._ran: dict[str, dict[str, dt.timedelta]] = {}  # service -> task -> RUNNING for
+        self._dependents = Dependents()
 
     @abc.abstractmethod
     def handles(self, service: Service) -> bool:
@@ -71,8 +73,13 @@ class ServiceLoop(abc.ABC):
     def restore(self, view: View) -> None:
         self._dirty = {service.id: None for service in view.find(Service) if self.handles(service)}
         self._nodes, self._wake, self._ran = {}, {}, {}
+        self._dependents = Dependents()
+        for id in self._dirty:
+            if (service := view.get(Service, id)) is not None:
+                self._dependents.put(service)
 
     def observe(self, event: Event) -> None:
+        self._dirty |= self._dependents.of(event)
         match event.object:
             case Service() as service if self.handles(service):
                 self._observe_service(event.action, service)
@@ -117,6 +124,8 @@ class ServiceLoop(abc.ABC):
             new_id=self._ids.new,
             log_driver=default_log_driver(next(iter(tx.find(Cluster)), None)),
             ran=self._ran.get(service.id, {}),
+            waits_for=(waits := ordering.waits(tx, service)).tasks,
+            update_waits_for=waits.update,
         )
         draft = Draft(tx.find(Task, service_id=service.id))
         tx.put(plan(self, scene, draft, tx, tx.put))
@@ -130,9 +139,11 @@ class ServiceLoop(abc.ABC):
 
     def _observe_service(self, action: str, service: Service) -> None:
         if action == "remove":
+            self._dependents.remove(service.id)
             for memory in (self._dirty, self._wake, self._ran):
                 memory.pop(service.id, None)
             return
+        self._dependents.put(service)
         if not update.is_under_way(service):
             self._ran.pop(service.id, None)
         self._dirty[service.id] = None
@@ -167,6 +178,7 @@ def plan(
         return scene.service
     if scene.service.spec.mode.is_job:  # a change of a job is another run of it
         mode.settle(scene, draft, view)
+        _release(scene, draft)
         restart.lift(scene, draft)
         return scene.service
     judged = update.judge(scene, draft)
@@ -174,8 +186,17 @@ def plan(
         scene = replace_service(scene, write(judged))
     mode.settle(scene, draft, view)
     service = update.advance(scene, draft, lambda key: mode.may_fill(scene, key))
+    _release(scene, draft)
     restart.lift(replace_service(scene, service), draft)
     return service
+
+
+def _release(scene: Scene, draft: Draft) -> None:
+    """Let tasks go on that waited for other services, or tell what they wait for now."""
+    for task in draft.tasks():
+        if task.waits_for and task.waits_for != scene.waits_for and is_active(task):
+            status = replace(task.status, err=scene.waits_for, timestamp=scene.now)
+            draft.put(replace(task, waits_for=scene.waits_for, status=status))
 
 
 def replace_service(scene: Scene, service: Service) -> Scene:

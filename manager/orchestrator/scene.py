@@ -27,8 +27,9 @@ _ENDED = (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
 class Scene:
     """A service and what bears on it at the moment `now`.
 
-    `ran` says of tasks how long they had been RUNNING when they ended, as far as this leader
-    has seen it.
+    `waits_for` says which other services new tasks wait for, `update_waits_for` which ones an
+    update waits for. `ran` says of tasks how long they had been RUNNING when they ended, as far
+    as this leader has seen it.
     """
 
     service: Service
@@ -37,6 +38,8 @@ class Scene:
     new_id: Callable[[], str]
     log_driver: LogDriver | None = None
     ran: Mapping[str, dt.timedelta] = dataclasses.field(default_factory=dict)
+    waits_for: str = ""
+    update_waits_for: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,12 +191,15 @@ def add_task(
         slot=key if isinstance(key, int) else 0,
         node_id=key if isinstance(key, str) else "",
         service_annotations=Annotations(name=service.spec.name, labels=service.spec.labels),
-        status=TaskStatus(timestamp=scene.now, state=TaskState.NEW, message="created"),
+        status=TaskStatus(
+            timestamp=scene.now, state=TaskState.NEW, message="created", err=scene.waits_for
+        ),
         desired_state=desired,
         spec_version=service.spec_version,
         job_iteration=service.job_status.job_iteration if service.job_status else None,
         ports=defaults.host_ports(service.spec),
         start_after=start_after,
+        waits_for=scene.waits_for,
     )
     draft.put(task)
     return task

@@ -90,6 +90,9 @@ def advance(scene: Scene, draft: Draft, updatable: Callable[[Key], bool]) -> Ser
     busy = [slot for slot in slots if _is_busy(scene, draft, slot, since)]
     rules = _rules(service)
     free = len(waiting) if not rules.parallelism else max(rules.parallelism - len(busy), 0)
+    if scene.update_waits_for:
+        free = 0
+    service = _told(scene, service, waits=bool(waiting and scene.update_waits_for))
     for slot in sorted(waiting, key=_runs)[:free]:
         _replace(scene, draft, slot, start_first=rules.start_first)
     if waiting or busy:
@@ -193,6 +196,7 @@ def _is_overdue(scene: Scene, slot: Slot, task: Task) -> bool:
     return (
         task.desired_state <= TaskState.RUNNING
         and task.status.state < TaskState.RUNNING
+        and not task.waits_for
         and _took_place(slot, task)
         and task.created_at + PROGRESS_LIMIT <= scene.now
     )
@@ -239,6 +243,19 @@ def _start(scene: Scene) -> Service:
         message="rollback in progress" if again else "update in progress",
     )
     return replace(scene.service, update_status=status)
+
+
+def _told(scene: Scene, service: Service, *, waits: bool) -> Service:
+    """`service` with what its update waits for in its status, or without."""
+    status = service.update_status or UpdateStatus()
+    what = "rollback" if _state(service) == "rollback_started" else "update"
+    if waits:
+        message = f"{what} {scene.update_waits_for}"
+    elif status.message.startswith(f"{what} waits for "):
+        message = f"{what} in progress"
+    else:
+        return service
+    return replace(service, update_status=replace(status, message=message))
 
 
 def _with_status(

@@ -8,7 +8,7 @@ and time is a number. It computes for as long as the cluster is large; run it in
 import datetime as dt
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 from msgspec.structs import replace
 
@@ -27,7 +27,7 @@ from manager.orchestrator.replicated import ReplicatedOrchestrator
 from manager.orchestrator.scene import is_active
 from manager.scheduler.scheduler import Scheduler
 from manager.store.change import PROVISIONAL, Change, apply_change
-from manager.store.view import Tx, View
+from manager.store.view import O, Tx, View
 
 ROUNDS_MAX = 5000
 HORIZON = dt.timedelta(days=1)  # what happens later than that is not waited for
@@ -57,8 +57,9 @@ class Rehearsal:
         )
         self._tasks: dict[str, None] = {}  # those whose node may have something to do
         self.services: dict[str, None] = {}  # those of which tasks changed
-        allocator.restore(view)
-        scheduler.restore(view)
+        everything = _InNoOrder(self._tables.fork(), self._version)
+        allocator.restore(everything)
+        scheduler.restore(everything)
 
     @property
     def view(self) -> View:
@@ -137,6 +138,13 @@ class Rehearsal:
             return False
         self._now = max(moment, self._now)
         return True
+
+
+class _InNoOrder(View):
+    """Sorting all tasks of a large cluster would hold up the daemon's other threads."""
+
+    def find(self, kind: type[O], **by: Hashable) -> list[O]:
+        return super().find(kind, **by) if by else list(self.all(kind))
 
 
 def _reconcile(loop: Loop, now: dt.datetime, tx: Tx) -> None:

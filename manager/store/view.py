@@ -5,7 +5,7 @@ its writes take effect together, or not at all.
 """
 
 import datetime as dt
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import TypeVar, cast
 
 import msgspec
@@ -44,6 +44,10 @@ class View:
         found = table.find(*by.popitem()) if by else list(table.all())
         found.sort(key=_age)
         return cast("list[O]", found)
+
+    def all(self, kind: type[O]) -> Iterator[O]:
+        """All objects of `kind`, in no order."""
+        return cast("Iterator[O]", self._tables.table(kind).all())
 
     def count(self, kind: type[Object]) -> int:
         """How many objects of `kind` there are."""
