@@ -11,6 +11,7 @@ from cli.context import filter_option, for_each, output_option, pass_client, qui
 from cli.drain import wait_drained
 from cli.options import DURATION
 from cli.plan import dry_run_option, show_plan
+from cli.rebalance import rebalance_nodes
 from cli.tasks import show_tasks
 
 
@@ -148,6 +149,9 @@ def ps(
     wishes["node"] = [_find(client, ref)["ID"] for ref in nodes or ("self",)]
     tasks = client.get("/tasks", filters=wishes)
     show_tasks(client, tasks, quiet=quiet, output=output, whole=no_trunc)
+
+
+node.add_command(rebalance_nodes)
 
 
 def _find(client: Client, ref: str) -> Any:

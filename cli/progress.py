@@ -61,6 +61,7 @@ def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bo
             time.sleep(POLL_S)  # its tasks are not made yet, or no node may have one
             continue
         if running >= wanted and state not in ("updating", "rollback_started"):
+            _check_moves(service.get("UpdateStatus") or {}, shown)
             shown.end(f"{running} of {wanted} tasks running: converged")
             return
         over = given_up(service, tasks)
@@ -69,6 +70,13 @@ def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bo
             _check(over)
             return
         time.sleep(POLL_S)
+
+
+def _check_moves(status: dict[str, Any], shown: "_Display") -> None:
+    """Raises UpdateFailed if tasks could not all be moved."""
+    if status.get("Rebalancing") and "ended early" in status.get("Message", ""):
+        shown.end()
+        raise UpdateFailed(status["Message"])
 
 
 def _job_is_over(service: dict[str, Any], tasks: list[dict[str, Any]], shown: "_Display") -> bool:

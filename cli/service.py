@@ -14,6 +14,7 @@ from cli.logs import log_options, show_logs
 from cli.options import CPUS, DURATION, SIZE
 from cli.plan import dry_run_option, show_plan
 from cli.progress import wait_converged
+from cli.rebalance import rebalance_services
 from cli.revisions import show_history
 from cli.secret import references
 from cli.service_spec import created, mode_name, rescale, updated
@@ -296,6 +297,9 @@ def logs(client: Client, /, ref: str, **choices: Any) -> None:
 def remove(client: Client, services: tuple[str, ...]) -> None:
     """Remove SERVICES and stop their tasks."""
     for_each(services, lambda ref: client.delete(f"/services/{ref}"))
+
+
+service.add_command(rebalance_services)
 
 
 def _with_image(flags: dict[str, Any], *, required: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from cli import recovery
 from cli.client import Client, CliError
 from cli.context import pass_client
 from cli.options import Duration
+from common.model import labels
 
 
 @click.group()
@@ -158,6 +159,12 @@ def leave(client: Client, force: bool) -> None:
 @click.option("--cert-expiry", type=Duration(), help="How long new certificates are good.")
 @click.option("--dispatcher-heartbeat", type=Duration(), help="How often agents say they live.")
 @click.option("--task-history-limit", type=int, help="Ended tasks kept for each slot.")
+@click.option(
+    "--rebalance",
+    type=click.IntRange(0),
+    metavar="MOVES",
+    help="Tasks that may be moved to emptier nodes in a minute; 0: none.",
+)
 @pass_client
 def update(
     client: Client,
@@ -165,6 +172,7 @@ def update(
     cert_expiry: int | None,
     dispatcher_heartbeat: int | None,
     task_history_limit: int | None,
+    rebalance: int | None,
 ) -> None:
     """Change settings of the whole cluster."""
     asked = {
@@ -172,6 +180,7 @@ def update(
         ("CAConfig", "NodeCertExpiry"): cert_expiry,
         ("Dispatcher", "HeartbeatPeriod"): dispatcher_heartbeat,
         ("Orchestration", "TaskHistoryRetentionLimit"): task_history_limit,
+        ("Labels", labels.REBALANCE): None if rebalance is None else str(rebalance),
     }
     if all(value is None for value in asked.values()):
         raise click.UsageError("nothing to change; `shoal swarm update --help` shows what can be")
@@ -180,7 +189,7 @@ def update(
     was_locked = spec["EncryptionConfig"]["AutoLockManagers"]
     for (part, name), value in asked.items():
         if value is not None:
-            spec[part][name] = value
+            spec.setdefault(part, {})[name] = value
     client.post("/swarm/update", spec, version=found["Version"]["Index"])
     click.echo("Swarm updated.")
     if autolock and not was_locked:

@@ -12,6 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Flag (as click names its parameter) -> the label that carries it.
 LABELS = {
     "depends_on": labels.DEPENDS_ON,
+    "rebalance": labels.REBALANCE,
     "loss_grace": labels.LOSS_GRACE,
 }
 
@@ -24,6 +25,11 @@ def wish_options() -> list[Callable[[F], F]]:
             multiple=True,
             metavar="SERVICE[:CONDITION]",
             help="Start after that one is started, healthy or completed; default: started.",
+        ),
+        click.option(
+            "--rebalance",
+            type=click.Choice(["on", "off", ""]),
+            help="Whether tasks may be moved to emptier nodes; default: on, with volumes off.",
         ),
         click.option(
             "--loss-grace",

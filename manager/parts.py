@@ -19,6 +19,7 @@ from manager.orchestrator.enforcer import Enforcer
 from manager.orchestrator.global_services import GlobalOrchestrator
 from manager.orchestrator.jobs import GlobalJobOrchestrator, ReplicatedJobOrchestrator
 from manager.orchestrator.reaper import Reaper
+from manager.orchestrator.rebalance import Rebalancer
 from manager.orchestrator.replicated import ReplicatedOrchestrator
 from manager.raft.driver import Driver
 from manager.raft.keyring import new_unlock_key
@@ -65,6 +66,7 @@ class ManagerParts:
         )
 
     def term(self) -> Term:
+        scheduler = Scheduler()
         loops: list[Loop] = [
             ReplicatedOrchestrator(self._ids),
             GlobalOrchestrator(self._ids),
@@ -73,7 +75,8 @@ class ManagerParts:
             Enforcer(),
             Reaper(),
             Allocator(),
-            Scheduler(),
+            scheduler,
+            Rebalancer(lambda: scheduler.nodes),
         ]
         dispatcher = Dispatcher(
             self._store,

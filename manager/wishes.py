@@ -31,8 +31,10 @@ class Dependency:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wishes:
-    """`loss_grace`: how long a node may be down until its tasks are replaced."""
+    """`loss_grace`: how long a node may be down until its tasks are replaced. `rebalance`: whether
+    running tasks may be moved for balance; None: as usual."""
 
+    rebalance: bool | None = None
     depends_on: tuple[Dependency, ...] = ()
     loss_grace: dt.timedelta = dt.timedelta()
 
@@ -89,7 +91,15 @@ def dependencies(name: str, text: str) -> tuple[Dependency, ...]:
     return tuple(found.values())
 
 
+def switch(name: str, text: str) -> bool:
+    """on or off. Raises Invalid."""
+    if text not in ("on", "off"):
+        raise Invalid(f"label {name} = {text[:80]!r} is not known; use on or off")
+    return text == "on"
+
+
 _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     labels.DEPENDS_ON: ("depends_on", dependencies),
     labels.LOSS_GRACE: ("loss_grace", duration),
+    labels.REBALANCE: ("rebalance", switch),
 }

@@ -100,6 +100,7 @@ class UpdateStatus(Model, frozen=True, kw_only=True):
     started_at: dt.datetime | None = None
     completed_at: dt.datetime | None = None
     message: str = ""
+    rebalancing: bool = False  # the spec is the same: tasks are moved to other nodes
 
 
 class JobStatus(Model, frozen=True, kw_only=True):

@@ -263,4 +263,5 @@ class Task(Object, frozen=True, kw_only=True):
     networks_attachments: tuple[NetworkAttachment, ...] = ()
     ports: tuple[PortConfig, ...] = ()  # copy of the service's, for host-mode ports
     waits_for: str = ""  # other services; until that is empty the task stays NEW
+    leaving: bool = False  # to be replaced on another node, for balance
     start_after: dt.datetime | None = None  # READY tasks wait until then (restart delay)

@@ -8,6 +8,7 @@ from manager.api.cluster import Clusters
 from manager.api.managers import Managers
 from manager.api.networks import Networks
 from manager.api.nodes import Nodes
+from manager.api.rebalancing import Rebalancing
 from manager.api.secrets import configs, secrets
 from manager.api.services import Services
 from manager.api.tasks import Tasks
@@ -33,5 +34,6 @@ class Api:
         self.networks = Networks(store, ids)
         self.secrets = secrets(store, ids)
         self.configs = configs(store, ids)
+        self.rebalancing = Rebalancing(store)
         self.planner = Planner(store, clock)
         self.cluster = Clusters(store, clock, new_token, new_unlock_key)

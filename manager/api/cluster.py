@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from common.clock import Clock
 from common.errors import Conflict, Invalid, NotImplementedHere, Unavailable
+from common.model import labels
 from common.model.cluster import CAConfig, Cluster, ClusterSpec, RootCA
 from common.model.node import Node, Role
 from common.model.task import SECOND
@@ -138,6 +139,11 @@ def check(spec: ClusterSpec) -> None:
     if spec.ca_config.node_cert_expiry < CERT_EXPIRY_MIN_NS:
         raise Invalid("certificate expiry is too short; use at least 1h")
     validate.log_driver(spec.task_defaults.log_driver)
+    for name, text in spec.labels.items():
+        if name == labels.REBALANCE and not text.isdecimal():
+            raise Invalid(f"label {name} = {text[:80]!r} is not a number of moves a minute")
+        if name.startswith(labels.PREFIX) and name != labels.REBALANCE:
+            raise Invalid(f"label {name[:80]!r} of the cluster is not known")
 
 
 def _check_change(old: ClusterSpec, new: ClusterSpec) -> None:

@@ -20,6 +20,8 @@ def is_dirty(service: Service, task: Task, node: Node | None) -> bool:
 
     A change of placement alone leaves a task whose node still fits (behaviour 79).
     """
+    if task.leaving:
+        return True
     if task.spec_version is not None and task.spec_version == service.spec_version:
         return False
     if _ports(task.ports) != _ports(defaults.host_ports(service.spec)):

@@ -153,6 +153,8 @@ class ServiceLoop(abc.ABC):
             return  # our own: it was planned together with the rest
         if old is not None and action == "update":
             state, before = task.status.state, old.status.state
+            if task.leaving and not old.leaving:
+                self._dirty[task.service_id] = None
             if state is before and task.desired_state is old.desired_state:
                 return
             if before is TaskState.RUNNING and state > TaskState.RUNNING:

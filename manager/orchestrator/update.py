@@ -14,7 +14,7 @@ another one, each task of the update that has failed failed within the monitorin
 """
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
@@ -32,6 +32,7 @@ from manager.orchestrator.scene import (
     add_task,
     ended_itself,
     fill,
+    is_active,
 )
 from manager.revisions import revised
 
@@ -51,7 +52,8 @@ def is_under_way(service: Service) -> bool:
 def judge(scene: Scene, draft: Draft) -> Service:
     """The service after looking at what failed: as it is, paused, or with its old spec again.
 
-    Writes nothing else: what a changed service means for its tasks is planned afterwards.
+    Writes nothing else, but that tasks stay which a failed rebalancing has not moved yet: what a
+    changed service means for its tasks is planned afterwards.
     """
     service = scene.service
     if not is_under_way(service):
@@ -62,6 +64,8 @@ def judge(scene: Scene, draft: Draft) -> Service:
     if not failures or len(failures) / len(slots) <= rules.max_failure_ratio:
         return service
     reason = _reason(scene, failures[-1])
+    if service.update_status is not None and service.update_status.rebalancing:
+        return _stay(scene, draft, reason)
     match rules.failure_action:
         case "continue":
             return service
@@ -83,7 +87,7 @@ def advance(scene: Scene, draft: Draft, updatable: Callable[[Key], bool]) -> Ser
     slots = [slot for key, slot in draft.slots().items() if updatable(key)]
     waiting = [slot for slot in slots if _needs_update(scene, slot)]
     if waiting and not is_under_way(service):
-        service = _start(scene)
+        service = _start(scene, waiting)
     if not is_under_way(service):
         return service
     since = _started(service)
@@ -172,9 +176,16 @@ def _finish(scene: Scene, draft: Draft, slots: list[Slot], service: Service) -> 
     return _with_status(
         service,
         state="rollback_completed" if rolled_back else "completed",
-        message="rollback completed" if rolled_back else "update completed",
+        message=_completed(service, rolled_back=rolled_back),
         completed_at=scene.now,
     )
+
+
+def _completed(service: Service, *, rolled_back: bool) -> str:
+    if rolled_back:
+        return "rollback completed"
+    moved = service.update_status is not None and service.update_status.rebalancing
+    return "rebalancing completed" if moved else "update completed"
 
 
 def _failure(scene: Scene, slot: Slot) -> Task | None:
@@ -235,7 +246,15 @@ def _roll_back(scene: Scene, reason: str) -> Service:
     )
 
 
-def _start(scene: Scene) -> Service:
+def _start(scene: Scene, waiting: Iterable[Slot]) -> Service:
+    if all(_only_leaves(scene, slot) for slot in waiting):
+        status = UpdateStatus(
+            state="updating",
+            started_at=scene.now,
+            message="rebalancing: update in progress",
+            rebalancing=True,
+        )
+        return replace(scene.service, update_status=status)
     again = _state(scene.service) in _ROLLBACK_STATES
     status = UpdateStatus(
         state="rollback_started" if again else "updating",
@@ -243,6 +262,26 @@ def _start(scene: Scene) -> Service:
         message="rollback in progress" if again else "update in progress",
     )
     return replace(scene.service, update_status=status)
+
+
+def _only_leaves(scene: Scene, slot: Slot) -> bool:
+    """Whether the tasks of `slot` are as they should be, but for where they are."""
+    return bool(slot.active) and not any(
+        _dirty(scene, replace(task, leaving=False)) for task in slot.active
+    )
+
+
+def _stay(scene: Scene, draft: Draft, reason: str) -> Service:
+    """End a rebalancing: what was not moved yet stays where it is."""
+    for task in draft.tasks():
+        if task.leaving and is_active(task):
+            draft.put(replace(task, leaving=False))
+    return _with_status(
+        scene.service,
+        state="completed",
+        message=f"rebalancing ended early due to {reason}",
+        completed_at=scene.now,
+    )
 
 
 def _told(scene: Scene, service: Service, *, waits: bool) -> Service:

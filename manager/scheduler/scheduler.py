@@ -87,6 +87,11 @@ class Scheduler:
         self._stuck = {}
 
     @property
+    def nodes(self) -> NodeSet:
+        """The books: what is placed where. Whoever plays with them puts all back."""
+        return self._nodes
+
+    @property
     def waiting(self) -> int:
         """How many tasks are remembered because they have no place yet."""
         return len(self._dirty) + len(self._stuck)

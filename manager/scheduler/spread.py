@@ -110,7 +110,7 @@ class Branch:
 
     def back(self, info: NodeInfo, keys: Sequence[str]) -> None:
         branch = self
-        for key in (_label(each, info.node) for each in keys):
+        for key in (label_of(each, info.node) for each in keys):
             branch = branch.branches[key]
         if branch.best is not None:
             branch.best.back(info)
@@ -133,7 +133,7 @@ def tree(
         branch, tasks = root, info.active_of.get(service_id, 0)
         branch.tasks += tasks
         for key in keys:
-            value = _label(key, info.node)
+            value = label_of(key, info.node)
             branch = branch.branches.setdefault(value, Branch((*branch.path, value)))
             branch.tasks += tasks
         leaves[branch.path] = branch
@@ -144,7 +144,7 @@ def tree(
     return root
 
 
-def _label(descriptor: str, node: Node | None) -> str:
+def label_of(descriptor: str, node: Node | None) -> str:
     """The node's value; those without the label are one group, ""."""
     if node is None:
         return ""

@@ -20,6 +20,7 @@ class NodeRoutes:
             Route("GET", "/nodes/{id}", self.inspect, on_leader=True, stale=True),
             Route("DELETE", "/nodes/{id}", self.remove, on_leader=True),
             Route("POST", "/nodes/{id}/update", self.update, on_leader=True),
+            Route("POST", "/nodes/{id}/rebalance", self.rebalance, on_leader=True),
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
@@ -35,6 +36,13 @@ class NodeRoutes:
             request.match_info["id"], force=body.flag(request, "force")
         )
         return web.Response(status=200)
+
+    async def rebalance(self, request: web.Request) -> web.StreamResponse:
+        """Have tasks moved to this node, if it has fewer; answers with which. Not Docker's."""
+        moved = await manager(self._daemon).api.rebalancing.node(
+            request.match_info["id"], dry=body.flag(request, "dryRun")
+        )
+        return json_response(moved)
 
     async def update(self, request: web.Request) -> web.StreamResponse:
         spec = await body.read(request, NodeSpec)

@@ -30,6 +30,7 @@ class ServiceRoutes:
             Route("DELETE", "/services/{id}", self.remove, on_leader=True),
             Route("POST", "/services/{id}/update", self.update, on_leader=True),
             Route("GET", "/services/{id}/history", self.history, on_leader=True, stale=True),
+            Route("POST", "/services/{id}/rebalance", self.rebalance, on_leader=True),
             Route("GET", "/services/{id}/logs", self.logs, on_leader=True),
         ]
 
@@ -91,6 +92,15 @@ class ServiceRoutes:
             return json_response(await api.planner.plan(api.services.change(*asked, back_to)))
         await api.services.update(*asked, back_to)
         return json_response({})
+
+    async def rebalance(self, request: web.Request) -> web.StreamResponse:
+        """Have tasks moved to nodes that have fewer; answers with which. Not Docker's."""
+        moved = await manager(self._daemon).api.rebalancing.service(
+            request.match_info["id"],
+            force=body.flag(request, "force"),
+            dry=body.flag(request, "dryRun"),
+        )
+        return json_response(moved)
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         service: Service = manager(self._daemon).api.services.get(request.match_info["id"])
