@@ -23,7 +23,7 @@ from worker.network.netlink.codec import Message
 Backends = tuple[bytes, ...]
 
 _TCP = b"\x06"
-_READY_COUNTS = range(1, 17)  # chains that every table has from the start
+_MAPS = ("be", "vips", "dead")
 
 
 class Edit(NamedTuple):
@@ -135,8 +135,8 @@ def chain(count: int) -> str:
 
 
 def maps(table: str, shape: Shape) -> list[Message]:
-    """The maps, the reject chain, and chains for the usual numbers of backends."""
-    messages = [
+    """The maps and the reject chain."""
+    return [
         nft.add_chain(table, "rej"),
         nft.add_rule(table, "rej", nft.protocol(0), nft.compare(0, _TCP), nft.reset()),
         nft.add_rule(table, "rej", nft.unreachable()),
@@ -144,9 +144,6 @@ def maps(table: str, shape: Shape) -> list[Message]:
         nft.add_map(table, "dead", shape.key, [(nft.VERDICT, 16)]),
         nft.add_map(table, "be", (*shape.key, (nft.MARK, 4)), shape.backend),
     ]
-    for count in _READY_COUNTS:
-        messages += _draw(table, shape, count)
-    return messages
 
 
 def _draw(table: str, shape: Shape, count: int) -> list[Message]:
@@ -158,12 +155,11 @@ def _draw(table: str, shape: Shape, count: int) -> list[Message]:
 
 
 def counts(edits: Iterable[Edit]) -> set[int]:
-    """Numbers of backends in `edits` that need a chain which a table has not from the start."""
-    found = {edit.add for edit in edits if edit.map == "vips" and isinstance(edit.add, int)}
-    return found.difference(_READY_COUNTS)
+    """Numbers of backends in `edits`, each of which needs its chain."""
+    return {edit.add for edit in edits if edit.map == "vips" and isinstance(edit.add, int)}
 
 
-def extra_chains(table: str, shape: Shape, wanted: Iterable[int]) -> list[Message]:
+def chains(table: str, shape: Shape, wanted: Iterable[int]) -> list[Message]:
     messages = []
     for count in sorted(wanted):
         messages += _draw(table, shape, count)
@@ -171,7 +167,7 @@ def extra_chains(table: str, shape: Shape, wanted: Iterable[int]) -> list[Messag
 
 
 def messages(table: str, edits: Sequence[Edit]) -> list[Message]:
-    """`edits` as one transaction's requests; chains for large counts must be there or before it."""
+    """`edits` as one transaction's requests; chains for their counts must be there or before it."""
     found: list[Message] = []
     for name in ("vips", "dead", "be"):
         gone = [edit.key for edit in edits if edit.map == name and edit.delete]
@@ -191,19 +187,20 @@ def rules(requests: Iterable[Message]) -> int:
     return sum(map(nft.is_rule, requests))
 
 
-def facts(channel: Channel, table: str) -> set[Fact]:
-    """What the kernel's maps of `table` make, and its number of rules; nothing without a table."""
+def facts(channel: Channel, table: str, *, maps: bool = True) -> set[Fact]:
+    """What the kernel's maps of `table` make (if it has any), and its number of rules; nothing
+    without a table."""
     try:
         found = [
             nft.parse_elements(channel.dump(nft.get_elements(table, name)))
-            for name in ("be", "vips", "dead")
+            for name in (_MAPS if maps else ())
         ]
         count = len(channel.dump(nft.get_rules(table)))
     except NetlinkError as error:
         if error.errno != errno.ENOENT:
             raise
         return set()
-    return audit.maps(*found) | {("rules", count)}
+    return (audit.maps(*found) if found else set()) | {("rules", count)}
 
 
 def _data(edit: Edit) -> bytes | str:

@@ -212,7 +212,7 @@ class MachineTable:
         wanted = balancer.counts(edits)
         requests = [
             *ruleset(self._names, self._subnets),
-            *balancer.extra_chains(table, BY_PORT, wanted),
+            *balancer.chains(table, BY_PORT, wanted),
             *balancer.messages(table, edits),
             *self._add_hosts(self._hosts),
             *self._add_nodes(self._nodes, set(self._nodes.values())),
@@ -241,7 +241,7 @@ class MachineTable:
     def _carry_out(self, edits: Sequence[Edit]) -> None:
         table = self._names.table
         missing = balancer.counts(edits) - self._chains
-        extra = balancer.extra_chains(table, BY_PORT, missing)
+        extra = balancer.chains(table, BY_PORT, missing)
         nft.transaction(self._channel, [*extra, *balancer.messages(table, edits)])
         self._chains |= missing
 

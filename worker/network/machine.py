@@ -134,14 +134,16 @@ class Machine:
             if record.spec.mode == "host":
                 self._records[name] = record
                 continue
-            namespace = Namespace.adopt(self._helper, Path(record.sandbox.netns))
+            namespace = Namespace.adopt(
+                self._helper, Path(record.sandbox.netns), balanced=record.on_overlays
+            )
             if namespace is None:
                 self._journal.remove("sandboxes", name)
                 continue
             self._sandboxes[name] = namespace
             self._records[name] = record
             if record.spec.mode == "private":
-                namespace.open_resolver(self._helper)
+                namespace.open_resolver()
                 namespace.load(self._union(record))
                 for port in record.sandbox.host_ports:
                     self._ports.claim(name, port, force=True)
@@ -537,7 +539,8 @@ class Machine:
             return None
         try:
             sysctls = network_sysctls(record.spec.sysctls)
-            return Namespace.keep(self._bare(sysctls), Path(record.sandbox.netns))
+            bare, path = self._bare(sysctls), Path(record.sandbox.netns)
+            return Namespace.keep(self._helper, bare, path, balanced=record.on_overlays)
         except BaseException:
             self._release(record)
             raise
@@ -562,6 +565,8 @@ class Machine:
         try:
             if namespace is not None and record.spec.mode == "private":
                 self._equip(namespace, record, table)
+            if namespace is not None:
+                namespace.settle()
             self._journal.put("sandboxes", name, record)
         except BaseException:
             if namespace is not None:
@@ -576,7 +581,7 @@ class Machine:
         for leg in record.legs:
             if leg.network_id:
                 self.ensure_overlay(leg.network_id, table)
-        namespace.open_resolver(self._helper)
+        namespace.open_resolver()
         namespace.connect([self._near(leg) for leg in record.legs])
         for leg in record.legs:
             if leg.network_id:

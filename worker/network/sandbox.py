@@ -7,10 +7,11 @@ alive, so it does not die with the daemon.
 import os
 import socket
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -55,6 +56,11 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: Sandbox
     legs: tuple[Leg, ...] = ()
 
+    @property
+    def on_overlays(self) -> bool:
+        """Whether there are VIPs it is to balance."""
+        return any(leg.network_id for leg in self.legs)
+
     def legs_on(self, network_id: str) -> list[Leg]:
         """Its ends on one overlay."""
         return [leg for leg in self.legs if leg.network_id == network_id]
@@ -79,18 +85,23 @@ def link_requests(plugs: Sequence[Plug]) -> list[Message]:
     return found
 
 
-def ruleset(udp_port: int, tcp_port: int) -> list[Message]:
-    """The sandbox's table without groups: names go to the resolver, VIPs to a backend."""
-    return [
+def ruleset(udp_port: int, tcp_port: int, *, balanced: bool) -> list[Message]:
+    """The sandbox's table without groups: names go to the resolver, and, if it is to be `balanced`,
+    VIPs to a backend."""
+    requests = [
         *nft.fresh_table(_TABLE),
-        *balancer.maps(_TABLE, BY_ADDRESS),
         nft.add_base_chain(_TABLE, "out", "nat", nft.OUTPUT, nft.OUTNAT),
         _redirect(socket.IPPROTO_UDP, udp_port),
         _redirect(socket.IPPROTO_TCP, tcp_port),
-        nft.add_rule(_TABLE, "out", nft.ip_destination(0), nft.lookup_verdict("vips", 0)),
-        nft.add_base_chain(_TABLE, "flt", "filter", nft.OUTPUT, nft.FILTER),
-        nft.add_rule(_TABLE, "flt", nft.ip_destination(0), nft.lookup_verdict("dead", 0)),
     ]
+    if balanced:
+        requests += [
+            *balancer.maps(_TABLE, BY_ADDRESS),
+            nft.add_rule(_TABLE, "out", nft.ip_destination(0), nft.lookup_verdict("vips", 0)),
+            nft.add_base_chain(_TABLE, "flt", "filter", nft.OUTPUT, nft.FILTER),
+            nft.add_rule(_TABLE, "flt", nft.ip_destination(0), nft.lookup_verdict("dead", 0)),
+        ]
+    return requests
 
 
 def _redirect(protocol: int, port: int) -> Message:
@@ -127,21 +138,31 @@ class Bare(NamedTuple):
 
 
 class Namespace:
-    """The kernel side of one sandbox. For the helper thread; `udp` and `tcp` are the loop's."""
+    """The kernel side of one sandbox. For the helper thread; `udp` and `tcp` are the loop's.
 
-    def __init__(self, path: Path, descriptor: int, route: Channel, filter_: Channel) -> None:
+    `balanced`: it is on overlays, so it needs a balancer, which is changed again and again, and
+    keeps the channel for that. Others are opened when they are needed: each takes 3 KB of the
+    kernel.
+    """
+
+    def __init__(
+        self, helper: NamespaceHelper, path: Path, descriptor: int, *, balanced: bool
+    ) -> None:
+        self._helper = helper
         self._path = path
         self._descriptor = descriptor
-        self._route = route
-        self._filter = filter_
+        self._balanced = balanced
+        self._kept = {NETFILTER} if balanced else set()
+        self._open: dict[int, Channel] = {}
         self._chains: set[int] = set()
         self.udp: socket.socket | None = None
         self.tcp: socket.socket | None = None
 
     @classmethod
-    def keep(cls, bare: Bare, path: Path) -> "Namespace":
+    def keep(cls, helper: NamespaceHelper, bare: Bare, path: Path, *, balanced: bool) -> Self:
         """Make `bare` a sandbox's own, kept alive under `path`."""
-        namespace = cls(path, *bare)
+        namespace = cls(helper, path, bare.descriptor, balanced=balanced)
+        namespace._open = {ROUTE: bare.route, NETFILTER: bare.filter}
         try:
             nshelper.persist(bare.descriptor, path)
         except BaseException:
@@ -150,21 +171,35 @@ class Namespace:
         return namespace
 
     @classmethod
-    def adopt(cls, helper: NamespaceHelper, path: Path) -> "Namespace | None":
+    def adopt(cls, helper: NamespaceHelper, path: Path, *, balanced: bool) -> Self | None:
         """The one that an earlier daemon kept under `path`; None if it is gone."""
         descriptor = nshelper.reopen(path)
-        if descriptor is None:
-            return None
-        with helper.inside(descriptor):
-            return cls(path, descriptor, Channel.open(ROUTE), Channel.open(NETFILTER))
+        return None if descriptor is None else cls(helper, path, descriptor, balanced=balanced)
+
+    @contextmanager
+    def _channel(self, family: int) -> Iterator[Channel]:
+        if family not in self._open:
+            with self._helper.inside(self._descriptor):
+                self._open[family] = Channel.open(family)
+        try:
+            yield self._open[family]
+        finally:
+            if family not in self._kept:
+                self._open.pop(family).close()
+
+    def settle(self) -> None:
+        """Close the channels it was made with, but what it is to keep."""
+        for family in self._open.keys() - self._kept:
+            self._open.pop(family).close()
 
     def connect(self, plugs: Sequence[Plug]) -> None:
         """Make the links; the near ends are in place afterwards, but down and on their own."""
-        self._route.send(link_requests(plugs))
+        with self._channel(ROUTE) as route:
+            route.send(link_requests(plugs))
 
-    def open_resolver(self, helper: NamespaceHelper) -> None:
+    def open_resolver(self) -> None:
         """Make the sockets of this sandbox's resolver."""
-        with helper.inside(self._descriptor):
+        with self._helper.inside(self._descriptor):
             self.udp, self.tcp = nshelper.udp_and_tcp(RESOLVER)
 
     def load(self, groups: Groups) -> None:
@@ -173,14 +208,13 @@ class Namespace:
         assert self.tcp is not None
         edits = groups.everything()
         wanted = balancer.counts(edits)
-        nft.transaction(
-            self._filter,
-            [
-                *ruleset(self.udp.getsockname()[1], self.tcp.getsockname()[1]),
-                *balancer.extra_chains(_TABLE, BY_ADDRESS, wanted),
-                *balancer.messages(_TABLE, edits),
-            ],
-        )
+        requests = [
+            *ruleset(self.udp.getsockname()[1], self.tcp.getsockname()[1], balanced=self._balanced),
+            *balancer.chains(_TABLE, BY_ADDRESS, wanted),
+            *balancer.messages(_TABLE, edits),
+        ]
+        with self._channel(NETFILTER) as channel:
+            nft.transaction(channel, requests)
         self._chains = wanted
 
     def balance(self, edits: Sequence[Edit], ready: Sequence[Message]) -> None:
@@ -189,22 +223,26 @@ class Namespace:
         Raises NetlinkError: then the kernel's maps are not what we believed, and are to be loaded.
         """
         missing = balancer.counts(edits) - self._chains
-        extra = balancer.extra_chains(_TABLE, BY_ADDRESS, missing)
-        nft.transaction(self._filter, [*extra, *ready])
+        extra = balancer.chains(_TABLE, BY_ADDRESS, missing)
+        with self._channel(NETFILTER) as channel:
+            nft.transaction(channel, [*extra, *ready])
         self._chains |= missing
 
     def facts(self) -> set[Fact]:
         """What its table makes of VIPs, and how many rules there are; nothing if it is gone."""
-        return balancer.facts(self._filter, _TABLE)
+        with self._channel(NETFILTER) as channel:
+            return balancer.facts(channel, _TABLE, maps=self._balanced)
 
     def wanted(self, groups: Mapping[bytes, Collection[bytes]]) -> set[Fact]:
         """What `facts` is to be if the VIPs are `groups`."""
-        rules = balancer.rules(ruleset(0, 0)) + len(self._chains)
+        rules = balancer.rules(ruleset(0, 0, balanced=self._balanced)) + len(self._chains)
         return audit.groups(groups) | {("rules", rules)}
 
     def neighbours(self) -> list[tuple[int, str, str]]:
         """What it has found out by ARP: (place of the leg, address, MAC)."""
-        entries = map(rtnl.parse_neighbour, self._route.dump(rtnl.get_neighbours(socket.AF_INET)))
+        with self._channel(ROUTE) as route:
+            found = route.dump(rtnl.get_neighbours(socket.AF_INET))
+        entries = map(rtnl.parse_neighbour, found)
         return [
             (entry.index - _FIRST_INDEX, entry.address, entry.mac)
             for entry in entries
@@ -213,8 +251,11 @@ class Namespace:
 
     def forget_flows(self, requests: Sequence[Message]) -> None:
         """Have conntrack drop the flows that `requests` name, unless it tracks none at all."""
-        if requests and conntrack.count(self._filter):
-            self._filter.send(requests)
+        if not requests:
+            return
+        with self._channel(NETFILTER) as channel:
+            if conntrack.count(channel):
+                channel.send(requests)
 
     def forget_neighbours(self, found: Sequence[tuple[int, IPv4Address, str]]) -> None:
         """Have the next packet ask anew where an address is: (place of the leg, address, MAC)."""
@@ -222,15 +263,17 @@ class Namespace:
             rtnl.neighbour(_FIRST_INDEX + place, address, mac, delete=True)
             for place, address, mac in found
         ]
-        self._route.send(requests, _NO_SUCH)
+        if requests:
+            with self._channel(ROUTE) as route:
+                route.send(requests, _NO_SUCH)
 
     def close(self) -> None:
         """Let go of it; it lives on under its path."""
         for sock in (self.udp, self.tcp):
             if sock is not None:
                 sock.close()
-        self._route.close()
-        self._filter.close()
+        for channel in self._open.values():
+            channel.close()
         os.close(self._descriptor)
 
     def destroy(self) -> None:

@@ -67,7 +67,8 @@ def test_nothing_changed_is_no_edit() -> None:
     assert plan(KEY, None, None)[1] == []
 
 
-def test_chains_for_uncommon_counts_are_asked_for() -> None:
+def test_each_number_of_backends_has_a_chain_that_is_asked_for() -> None:
     backends = {struct.pack("!I", number) for number in range(40)}
     assert balancer.counts(plan(KEY, None, backends)[1]) == {40}
-    assert balancer.counts(plan(KEY, None, {b"a"})[1]) == set()
+    assert balancer.counts(plan(KEY, None, {b"a"})[1]) == {1}
+    assert balancer.counts(plan(KEY, (b"a",), set())[1]) == set()
