@@ -49,10 +49,8 @@ class Load:
                 break
             began = time.monotonic()
             try:
-                connection.request("GET", self._target.path or "/")
-                response = connection.getresponse()
-                body = response.read().decode(errors="replace")
-                self._count(response.status, body, time.monotonic() - began)
+                status, body = self._ask(connection)
+                self._count(status, body, time.monotonic() - began)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 with self._lock:
@@ -61,6 +59,20 @@ class Load:
                 connection.close()
             self._stop.wait(self._pause_s)
         connection.close()
+
+    def _ask(self, connection: http.client.HTTPConnection) -> tuple[int, str]:
+        """Once more if the server closed a connection that was kept, as every HTTP client does."""
+        kept = connection.sock is not None
+        try:
+            connection.request("GET", self._target.path or "/")
+            response = connection.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            connection.close()
+            if not kept:
+                raise
+            connection.request("GET", self._target.path or "/")
+            response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
 
     def _connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(
@@ -81,7 +93,7 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--until", type=Path, required=True, help="stop when this file exists")
-    parser.add_argument("--seconds", type=float, default=120.0, help="stop in any case")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stop in any case")
     parser.add_argument("--keep-alive", action="store_true")
     parser.add_argument("--pause", type=float, default=0.005, help="seconds between requests")
     options = parser.parse_args()

@@ -290,12 +290,24 @@ class Story:
         return machine, task["Status"]["ContainerStatus"]["ContainerID"]
 
     @contextlib.contextmanager
-    def load(self, machine: Machine, url: str, *, workers: int = 4) -> Iterator["RunningLoad"]:
-        """Requests from `machine` to `url` for as long as the block lasts."""
+    def load(
+        self,
+        machine: Machine,
+        url: str,
+        *,
+        workers: int = 4,
+        within: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> Iterator["RunningLoad"]:
+        """Requests from `machine` to `url` for as long as the block lasts.
+
+        `within` is a command that runs what follows it, elsewhere on the machine.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         until = self._folder / f"load-{machine.name}-{time.monotonic_ns()}"
-        command = [sys.executable, "-m", "lab.load", url, "--until", str(until)]
-        argv = machine.enter([*command, "--workers", str(workers)], folder=_PROJECT)
+        command = [*within, sys.executable, "-m", "lab.load", url, "--until", str(until)]
+        command += ["--workers", str(workers), *options]
+        argv = machine.enter(command, folder=_PROJECT)
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         load = RunningLoad()
         try:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 A, PTR, AAAA, OPT, ANY = 1, 12, 28, 41, 255
 INTERNET = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
+BADVERS = 16  # of EDNS; its upper bits are in the OPT record
 
 _HEADER = struct.Struct("!HHHHHH")
 _RESPONSE, _AUTHORITATIVE, _TRUNCATED, _WANTED, _AVAILABLE = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080
@@ -39,6 +40,7 @@ class Query(NamedTuple):
     kind: int
     question: bytes  # as it came, to be repeated in the answer
     udp_size: int  # 0: without EDNS
+    edns: int = 0  # its version
 
 
 def parse(data: bytes) -> Query:
@@ -59,8 +61,8 @@ def parse(data: bytes) -> Query:
     if klass != INTERNET:
         raise Malformed(f"class {klass}", identity, NOTIMP)
     name = ".".join(labels).lower()
-    size = _edns(data, end + 4) if additional else 0
-    return Query(identity, flags, name, kind, data[12 : end + 4], size)
+    size, version = _edns(data, end + 4) if additional else (0, 0)
+    return Query(identity, flags, name, kind, data[12 : end + 4], size, version)
 
 
 def _labels(data: bytes, offset: int, identity: int) -> tuple[list[str], int]:
@@ -78,20 +80,20 @@ def _labels(data: bytes, offset: int, identity: int) -> tuple[list[str], int]:
         offset += 1 + length
 
 
-def _edns(data: bytes, offset: int) -> int:
-    """The asker's UDP size, if an OPT record follows the question at once."""
+def _edns(data: bytes, offset: int) -> tuple[int, int]:
+    """The asker's UDP size and version, if an OPT record follows the question at once."""
     if offset + 11 <= len(data) and data[offset] == 0:
-        kind, size = struct.unpack_from("!HH", data, offset + 1)
+        kind, size, _, version = struct.unpack_from("!HHBB", data, offset + 1)
         if kind == OPT:
-            return max(int(size), _PLAIN_UDP)
-    return 0
+            return max(size, _PLAIN_UDP), version
+    return 0, 0
 
 
 def _respond(query: Query, code: int, answers: Sequence[bytes], more: int = 0) -> bytes:
-    flags = _RESPONSE | _AUTHORITATIVE | _AVAILABLE | (query.flags & _WANTED) | code | more
+    flags = _RESPONSE | _AUTHORITATIVE | _AVAILABLE | (query.flags & _WANTED) | code & 15 | more
     edns = b""
     if query.udp_size:
-        edns = struct.pack("!BHHIH", 0, OPT, _OUR_UDP, 0, 0)
+        edns = struct.pack("!BHHBBHH", 0, OPT, _OUR_UDP, code >> 4, 0, 0, 0)
     head = _HEADER.pack(query.identity, flags, 1, len(answers), 0, 1 if edns else 0)
     return head + query.question + b"".join(answers) + edns
 
@@ -121,6 +123,17 @@ def refuse_malformed(error: Malformed) -> bytes | None:
     if error.identity is None:
         return None
     return _HEADER.pack(error.identity, _RESPONSE | _AVAILABLE | error.code, 0, 0, 0, 0)
+
+
+def is_answer(data: bytes, question: bytes) -> bool:
+    """Whether `data` may answer the message `question`: its number, and its question if any."""
+    if len(data) < 12 or data[:2] != question[:2] or not data[2] & 0x80:
+        return False
+    if data[4:6] == b"\0\0":  # some say no more than that they cannot
+        return data[3] & 15 != NOERROR
+    asked = question[12:].lower()  # types and classes that are asked for have no letters
+    end = asked.find(b"\0") + 5
+    return data[4:6] == b"\0\1" and data[12 : 12 + end].lower() == asked[:end]
 
 
 def encode_name(name: str) -> bytes:

@@ -1,12 +1,14 @@
 """What a name means in a sandbox: answers from the endpoint table, nothing else. Pure.
 
 Names belong to networks: a sandbox sees those of the networks it is attached to, in the order of
-its attachments, or of one when it writes NAME.NETWORK. A task answers only while it is active.
+its attachments, or of one when it writes NAME.NETWORK. A task answers only while it is active:
+before and after, its name is known but has no address, and is not asked for in the outside world.
 """
 
 import random
 from collections.abc import Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
+from socket import inet_aton
 from typing import NamedTuple
 
 from common.protocol.network import NetworkItem, OverlayEndpoint, ServiceEntry
@@ -36,30 +38,43 @@ def resolve(
     """The answer to a question of type `kind` for `name` (lower case)."""
     if kind == dnswire.PTR:
         return _pointer(table, scopes, dnswire.reverse_address(name))
-    addresses = _anywhere(table, scopes, name)
-    if addresses is None:
+    found = _anywhere(table, scopes, name)
+    if found is None:
         return None
+    if not found.exists:
+        return Answer(dnswire.NXDOMAIN)
     if kind not in (dnswire.A, dnswire.ANY):
         return Answer(dnswire.NOERROR)
-    found = [IPv4Address(address).packed for address in addresses]
-    rng.shuffle(found)
-    return Answer(dnswire.NOERROR, tuple(found))
+    packed = [inet_aton(address) for address in found.addresses]
+    if len(packed) > 1:
+        rng.shuffle(packed)
+    return Answer(dnswire.NOERROR, tuple(packed))
 
 
-def _anywhere(table: Table, scopes: Sequence[Scope], name: str) -> list[str] | None:
+class Found(NamedTuple):
+    """What is behind a name of ours. Not `exists`: only tasks that are not active."""
+
+    addresses: list[str]
+    exists: bool = True
+
+
+def _anywhere(table: Table, scopes: Sequence[Scope], name: str) -> Found | None:
+    """On the first network where the name exists, else where it is at least known."""
+    known = None
     for scope in scopes:
         found = lookup(table, scope.network_id, name)
-        if found is not None:
+        if found is not None and found.exists:
             return found
+        known = known or found
     for scope in scopes:
         suffix = "." + scope.network_name.lower()
         if name.endswith(suffix):
-            return lookup(table, scope.network_id, name.removesuffix(suffix))
-    return None
+            return lookup(table, scope.network_id, name.removesuffix(suffix)) or known
+    return known
 
 
-def lookup(table: Table, network_id: str, name: str) -> list[str] | None:
-    """Addresses behind `name` on one network; None: no such name (or none that is active)."""
+def lookup(table: Table, network_id: str, name: str) -> Found | None:
+    """What is behind `name` on one network; None: it is not known there."""
     if name.startswith(_TASKS):
         services = [
             item
@@ -67,17 +82,19 @@ def lookup(table: Table, network_id: str, name: str) -> list[str] | None:
             if isinstance(item, ServiceEntry)
         ]
         if services:
-            return [
-                address
-                for item in services
-                for address in table.active(network_id, item.service_id)
-            ]
-    found: list[str] = []
-    known = False
-    for item in table.named(network_id, name):
-        known = known or isinstance(item, ServiceEntry)
-        found += _addresses(table, network_id, item)
-    return list(dict.fromkeys(found)) if found or known else None
+            return Found(
+                [
+                    address
+                    for item in services
+                    for address in table.active(network_id, item.service_id)
+                ]
+            )
+    items = table.named(network_id, name)
+    if not items:
+        return None
+    found = [address for item in items for address in _addresses(table, network_id, item)]
+    exists = bool(found) or any(isinstance(item, ServiceEntry) for item in items)
+    return Found(list(dict.fromkeys(found)), exists)
 
 
 def _addresses(table: Table, network_id: str, item: NetworkItem) -> list[str]:
@@ -95,10 +112,20 @@ def _pointer(table: Table, scopes: Sequence[Scope], address: str) -> Answer | No
     for scope in scopes:
         for item in table.at(scope.network_id, address):
             name = item.name if isinstance(item, ServiceEntry) else _active_name(item)
-            if name:
-                whole = f"{name}.{scope.network_name}"
-                return Answer(dnswire.NOERROR, (dnswire.encode_name(whole),))
-    return None
+            try:
+                whole = dnswire.encode_name(f"{name}.{scope.network_name}")
+            except dnswire.Malformed:  # not active, or a network whose name is none in DNS
+                continue
+            return Answer(dnswire.NOERROR, (whole,))
+    ours = any(_is_in(table, scope.network_id, address) for scope in scopes)
+    return Answer(dnswire.NXDOMAIN) if ours else None
+
+
+def _is_in(table: Table, network_id: str, address: str) -> bool:
+    """Whether the address is of the network: nobody else knows a name for it."""
+    network = table.network(network_id)
+    subnets = network.subnets if network is not None else ()
+    return any(IPv4Address(address) in IPv4Network(item.subnet, strict=False) for item in subnets)
 
 
 def _active_name(item: NetworkItem) -> str:

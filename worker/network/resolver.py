@@ -91,6 +91,8 @@ class Resolver:
         _send(sock, await self._forward(query, data, stream=False), asker)
 
     def _own(self, query: Query, stream: bool) -> bytes | None:
+        if query.edns:
+            return dnswire.refuse(query, dnswire.BADVERS)
         found = names.resolve(self._table, self._scopes, query.name, query.kind, self._rng)
         if found is None:
             return None

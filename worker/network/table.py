@@ -7,7 +7,7 @@ table how the touched things should be now. Whole answers, no edits: repeating o
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from socket import inet_aton
 from typing import Any, NamedTuple
 
 from common.protocol.network import (
@@ -201,9 +201,7 @@ class Table:
     def active(self, network_id: str, service_id: str) -> list[str]:
         """Addresses of the service's active tasks on the network, in a stable order."""
         members = self._members.get((network_id, service_id), {}).values()
-        return sorted(
-            {item.address for item in members if item.active}, key=lambda text: IPv4Address(text)
-        )
+        return sorted({item.address for item in members if item.active}, key=inet_aton)
 
     def vips(self, network_id: str) -> dict[str, str]:
         """VIP -> service id, of the services that have one on the network."""

@@ -82,7 +82,7 @@ async def test_an_inactive_backend_gets_nothing_new_and_its_tcp_flow_goes_on(
     await web.activate(gone, False)
     assert await ask(netns, "10.0.1.2", 80, 50) == {"web.10": 50}
     assert await resolve(netns, "tasks.web") == (0, ["10.0.1.10"])
-    assert await resolve(netns, "web.11") == (2, [])
+    assert await resolve(netns, "web.11") == (3, [])
     assert await say(flows["tcp"]) == "web.11"
     assert await say(flows["udp"]) == "web.10"
     for process in flows.values():

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.protocol.network import NetworkChange, OverlayEndpoint, ServiceEntry
+from common.protocol.network import (
+    NetworkChange,
+    OverlayEndpoint,
+    OverlayNetwork,
+    ServiceEntry,
+    Subnet,
+)
 from worker.network import dnswire, names
 from worker.network.dnswire import AAAA, PTR, A, Malformed
 from worker.network.names import Answer, Scope
@@ -132,8 +138,19 @@ def test_names_of_the_sandboxs_networks_only(table: Table) -> None:
 
 
 def test_a_task_that_is_not_active_has_no_name(table: Table) -> None:
-    assert ask(table, [BLUE], "web.2") is None
-    assert names.resolve(table, [BLUE], "6.1.0.10.in-addr.arpa", PTR, random.Random(1)) is None
+    """And nobody else is asked for it: an address that has stopped never comes back that way."""
+    nobody = Answer(dnswire.NXDOMAIN)
+    for name in ("web.2", "WEB.2-alias", "web.2.blue"):
+        for kind in (A, AAAA):
+            found = names.resolve(table, [RED, BLUE], name.lower(), kind, random.Random(1))
+            assert found == nobody, name
+    subnets = (Subnet(subnet="10.0.1.0/24", gateway="10.0.1.1"),)
+    table.apply(
+        NetworkChange(puts=(OverlayNetwork(id="blue", name="Blue", vni=1, subnets=subnets),))
+    )
+    for pointer in ("6.1.0.10.in-addr.arpa", "99.1.0.10.in-addr.arpa"):
+        assert names.resolve(table, [BLUE], pointer, PTR, random.Random(1)) == nobody
+    assert names.resolve(table, [BLUE], "1.2.0.192.in-addr.arpa", PTR, random.Random(1)) is None
 
 
 def test_a_known_name_has_no_other_records(table: Table) -> None:
@@ -152,5 +169,6 @@ def test_addresses_have_names(table: Table) -> None:
 
 
 def test_the_machines_settings() -> None:
-    text = "# x\nnameserver 192.0.2.1\nnameserver fe80::1\nsearch a.test b.test\noptions x\n"
+    text = "# x\nnameserver 192.0.2.1\nnameserver fe80::1\nnameserver host\n"
+    text += "search a.test b.test\noptions x\n"
     assert parse_resolv_conf(text) == (("192.0.2.1",), ("a.test", "b.test"))
