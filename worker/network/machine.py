@@ -297,7 +297,9 @@ class Machine:
     def _misplaced(self, name: str, table: Table) -> list[tuple[int, IPv4Address, str]]:
         """The addresses that the sandbox seeks at another MAC than the table says."""
         legs = self._records[name].legs
-        found = []
+        found: list[tuple[int, IPv4Address, str]] = []
+        if not any(leg.network_id for leg in legs):
+            return found
         for place, address, mac in self._sandboxes[name].neighbours():
             network_id = legs[place].network_id if 0 <= place < len(legs) else ""
             known = table.mac(network_id, address) if network_id else ""

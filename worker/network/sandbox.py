@@ -35,6 +35,9 @@ _SYSCTLS = {
     "net.ipv6.conf.default.disable_ipv6": "1",
     "net.ipv4.ping_group_range": "0 2147483647",
     "net.ipv4.ip_unprivileged_port_start": "0",
+    # A connection through a VIP lives as long as its ends, however idle (five days otherwise): what
+    # the kernel takes is bounded by its clock, and flows to what is gone are forgotten by us.
+    "net.netfilter.nf_conntrack_tcp_timeout_established": "2147483",
 }
 
 
