@@ -9,12 +9,12 @@ from aiohttp import web
 
 from common.errors import Invalid, NotFound
 from common.model.container import ContainerCreate
-from node.api import body, detaching
+from node.api import body, detaching, websocket
 from node.api.container_filters import selected
 from node.api.daemon import Daemon
 from node.api.hijack import attach_stream
 from node.api.logs import container_logs
-from node.api.routes import Route, json_response
+from node.api.routes import API_VERSION_ASKED, Route, json_response
 from node.api.streaming import json_objects
 from worker.engine.container import Container
 from worker.engine.updating import ContainerUpdate
@@ -45,6 +45,7 @@ class ContainerRoutes:
             Route("POST", f"{container}/wait", self.wait),
             Route("POST", f"{container}/resize", self.resize),
             Route("POST", f"{container}/attach", self.attach),
+            Route("GET", f"{container}/attach/ws", self.attach_websocket),
             Route("GET", f"{container}/logs", self.logs),
             Route("GET", f"{container}/top", self.top),
             Route("GET", f"{container}/stats", self.stats),
@@ -183,6 +184,29 @@ class ContainerRoutes:
             stream=body.flag(request, "stream"),
         )
         return await attach_stream(
+            request,
+            duplex,
+            tty=container.config.tty,
+            detach_keys=keys,
+            detached=lambda: engine.tell(container, "detach"),
+        )
+
+    async def attach_websocket(self, request: web.Request) -> web.StreamResponse:
+        """Clients older than 1.42 get all streams, whatever they name."""
+        websocket.check(request)
+        engine = self._daemon.engine
+        container = engine.find(request.match_info["id"])
+        keys = detaching.keys(request.query.get("detachKeys", ""))
+        older = request[API_VERSION_ASKED] < (1, 42)
+        duplex = await engine.attach(
+            container.id,
+            stdin=older or body.flag(request, "stdin"),
+            stdout=older or body.flag(request, "stdout"),
+            stderr=older or body.flag(request, "stderr"),
+            logs=body.flag(request, "logs"),
+            stream=body.flag(request, "stream"),
+        )
+        return await websocket.attach_websocket(
             request,
             duplex,
             tty=container.config.tty,

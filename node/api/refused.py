@@ -11,7 +11,6 @@ _REFUSED = {
     "/plugins{rest:(/.*)?}": "managing plugins",
     "/images/search": "searching registries",
     "/images/{name:.+}/push": "pushing images",
-    "/containers/{id}/attach/ws": "attaching by WebSocket",
     "/networks/{id}/connect": "connecting running containers to networks",
     "/networks/{id}/disconnect": "disconnecting running containers from networks",
 }

@@ -3,11 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from common.errors import Conflict, Invalid, NotImplementedHere
 from common.model.container import ContainerCreate, HostConfig, LogConfig
+from node.api.containers import ContainerRoutes
+from node.api.daemon import Daemon
+from node.api.routes import API_VERSION_ASKED
 from tests.support.fake_node import EngineNode, engine_node
 from worker.engine.engine import Engine
 from worker.engine.exec import ExecConfig
@@ -263,3 +270,41 @@ async def test_no_log(engine: Engine) -> None:
     await engine.wait(ref)
     with pytest.raises(NotImplementedHere, match="does not support reading"):
         engine.logs(ref)
+
+
+async def test_a_terminal_over_a_websocket(engine: Engine, tmp_path: Path) -> None:
+    """The whole way: aiohttp's client, the API's path, the keeper, the container's terminal."""
+    script = "stty -echo; read line; echo got $line; exit 3"
+    ref = await engine.create(body(script, tty=True, open_stdin=True))
+    route = next(
+        r
+        for r in ContainerRoutes(cast(Daemon, SimpleNamespace(engine=engine))).routes()
+        if r.path.endswith("/attach/ws")
+    )
+
+    async def attach(request: web.Request) -> web.StreamResponse:
+        request[API_VERSION_ASKED] = (1, 43)
+        return await route.handler(request)
+
+    app = web.Application()
+    app.router.add_get(route.path, attach)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    path = str(tmp_path / "api.sock")
+    await web.UnixSite(runner, path).start()
+    url = f"http://x/containers/{ref}/attach/ws?stream=1&stdin=1&stdout=1"
+    connector = aiohttp.UnixConnector(path)
+    async with (
+        asyncio.timeout(20),
+        aiohttp.ClientSession(connector=connector) as session,
+        session.ws_connect(url) as client,
+    ):
+        await engine.start(ref)
+        await client.send_bytes(b"words\n")
+        shown = b""
+        while (message := await client.receive()).type is aiohttp.WSMsgType.BINARY:
+            shown += message.data
+        assert b"got words\r\n" in shown
+        assert client.close_code == 1000
+        assert await engine.wait(ref) == 3
+    await runner.cleanup()
