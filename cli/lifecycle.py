@@ -119,6 +119,7 @@ def port(client: Client, ref: str, wanted: str | None) -> None:
 @click.option("-c", "--cpu-shares", type=int, help="Weight among others; usual: 1024.")
 @click.option("--cpuset-cpus", metavar="LIST", help="CPUs to run on: 0-3, 0,1.")
 @click.option("--pids-limit", type=int, help="Processes at the most; -1: no limit.")
+@click.option("--blkio-weight", type=int, help="Weight among others on disks with BFQ: 10-1000.")
 @click.option("--restart", metavar="POLICY", help="no, always, unless-stopped, on-failure[:MAX].")
 @_CONTAINERS
 @click.pass_context
@@ -149,6 +150,7 @@ def limits(flags: dict[str, Any]) -> dict[str, Any]:
         "cpu_shares": "CpuShares",
         "cpuset_cpus": "CpusetCpus",
         "pids_limit": "PidsLimit",
+        "blkio_weight": "BlkioWeight",
     }
     request = {names[flag]: value for flag, value in flags.items() if flag in names}
     if "restart" in flags:

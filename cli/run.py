@@ -57,6 +57,7 @@ def _create_options(command: F) -> F:
         click.option("-m", "--memory", type=SIZE, help="Memory at the most."),
         click.option("--cpus", type=CPUS, help="CPUs at the most."),
         click.option("--pids-limit", type=int, help="Processes at the most; -1: no limit."),
+        click.option("--blkio-weight", type=int, help="As of `container update`."),
     ]
     for choice in reversed(choices):
         command = choice(command)

@@ -74,7 +74,33 @@ class ThrottleDevice(Model, frozen=True, kw_only=True):
     rate: int = 0
 
 
-class HostConfig(Model, frozen=True, kw_only=True):
+class Limits(Model, frozen=True, kw_only=True):
+    """What a container may use at the most; 0, empty or missing: no limit. All of them can be
+    changed while it runs."""
+
+    memory: int = 0
+    memory_swap: int = 0
+    memory_reservation: int = 0
+    nano_cpus: int = _f(default=0, name="NanoCpus")
+    cpu_shares: int = _f(default=0, name="CpuShares")
+    cpu_period: int = _f(default=0, name="CpuPeriod")
+    cpu_quota: int = _f(default=0, name="CpuQuota")
+    cpuset_cpus: str = _f(default="", name="CpusetCpus")
+    cpuset_mems: str = ""
+    pids_limit: int | None = None
+    blkio_weight: int = 0
+    blkio_weight_device: tuple[WeightDevice, ...] | None = None
+    blkio_device_read_bps: tuple[ThrottleDevice, ...] | None = None
+    blkio_device_write_bps: tuple[ThrottleDevice, ...] | None = None
+    blkio_device_read_iops: tuple[ThrottleDevice, ...] | None = _f(
+        default=None, name="BlkioDeviceReadIOps"
+    )
+    blkio_device_write_iops: tuple[ThrottleDevice, ...] | None = _f(
+        default=None, name="BlkioDeviceWriteIOps"
+    )
+
+
+class HostConfig(Limits, frozen=True, kw_only=True):
     """What the host gives a container."""
 
     binds: tuple[str, ...] | None = None
@@ -109,27 +135,7 @@ class HostConfig(Model, frozen=True, kw_only=True):
     ulimits: tuple[Ulimit, ...] | None = None
     oom_score_adj: int = 0
     oom_kill_disable: bool | None = None
-    memory: int = 0
-    memory_swap: int = 0
-    memory_reservation: int = 0
-    nano_cpus: int = _f(default=0, name="NanoCpus")
-    cpu_shares: int = _f(default=0, name="CpuShares")
-    cpu_period: int = _f(default=0, name="CpuPeriod")
-    cpu_quota: int = _f(default=0, name="CpuQuota")
-    cpuset_cpus: str = _f(default="", name="CpusetCpus")
-    cpuset_mems: str = ""
-    pids_limit: int | None = None
     memory_swappiness: int | None = None
-    blkio_weight: int = 0
-    blkio_weight_device: tuple[WeightDevice, ...] | None = None
-    blkio_device_read_bps: tuple[ThrottleDevice, ...] | None = None
-    blkio_device_write_bps: tuple[ThrottleDevice, ...] | None = None
-    blkio_device_read_iops: tuple[ThrottleDevice, ...] | None = _f(
-        default=None, name="BlkioDeviceReadIOps"
-    )
-    blkio_device_write_iops: tuple[ThrottleDevice, ...] | None = _f(
-        default=None, name="BlkioDeviceWriteIOps"
-    )
     devices: tuple[DeviceMapping, ...] | None = None
     device_cgroup_rules: tuple[str, ...] | None = None
     masked_paths: tuple[str, ...] | None = None

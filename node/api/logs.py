@@ -10,6 +10,7 @@ from common.protocol.dispatcher import LogLine
 from node.api import body
 from node.api.daemon import Daemon
 from node.api.streaming import MULTIPLEXED, RAW, closable, frame, start, timestamp
+from worker.engine import logoptions
 from worker.engine.logs import LogLine as EngineLine
 
 
@@ -43,8 +44,8 @@ async def container_logs(request: web.Request, daemon: Daemon) -> web.StreamResp
         until_ns=body.time_ns(request, "until"),
         tail=tail(request),
     )
-    times, details = body.flag(request, "timestamps"), body.flag(request, "details")
-    tty = container.config.tty
+    times, tty = body.flag(request, "timestamps"), container.config.tty
+    details = logoptions.details(container.record) if body.flag(request, "details") else None
     response = await start(request, RAW if tty else MULTIPLEXED)
     async with contextlib.aclosing(batches):
         async for batch in batches:
@@ -53,10 +54,13 @@ async def container_logs(request: web.Request, daemon: Daemon) -> web.StreamResp
     return response
 
 
-def encoded(batch: Iterable[EngineLine], times: bool, tty: bool, details: bool = False) -> bytes:
-    """What the client gets of these lines; one write for all, since each costs a system call."""
+def encoded(
+    batch: Iterable[EngineLine], times: bool, tty: bool, details: str | None = None
+) -> bytes:
+    """What the client gets of these lines; one write for all, since each costs a system call.
+    `details` go before each line, with a space after them also if there are none."""
     pieces = []
-    attributes = b" " if details else b""  # no driver here adds any: only the space after them
+    attributes = b"" if details is None else f"{details} ".encode()
     for line in batch:
         data = attributes + line.data
         if times:

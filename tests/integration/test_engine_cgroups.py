@@ -13,6 +13,7 @@ from common.model.container import DeviceMapping, HostConfig, ThrottleDevice
 from tests.support.fake_node import EngineNode, engine_node
 from tests.support.inside import begin, inside
 from worker.engine import oci
+from worker.engine.updating import ContainerUpdate
 from worker.runtime import cgroups
 
 pytestmark = pytest.mark.root
@@ -163,13 +164,46 @@ async def test_disks_are_slowed(node: EngineNode, version: str) -> None:
     assert str(1 << 20) in text
 
 
-def has_weights(version: str) -> bool:
-    file = {"v1": "blkio/blkio.weight", "v2": "io.weight"}[version]
-    return os.path.exists(f"{ROOTS[version]}/{file}")
+def content(node: EngineNode, version: str, ref: str, names: dict[str, str]) -> str:
+    """Of the file of a container's cgroup that limits its disks."""
+    path = node.engine._lifecycle.cgroup(node.engine.find(ref))
+    folder = {"v1": "blkio", "v2": ""}[version]
+    return Path(ROOTS[version], folder, path, names[version]).read_text()
 
 
-async def test_a_weight_that_the_kernel_lacks(node: EngineNode, version: str) -> None:
-    if has_weights(version):
-        pytest.skip("this kernel has weights")
-    with pytest.raises(ShoalError, match=r"weight, so .* cannot be set"):
-        await begin(node, "true", HostConfig(blkio_weight=500))
+async def test_disks_are_slowed_while_it_runs(node: EngineNode, version: str) -> None:
+    """Another disk is slowed instead: the first one's limit is lifted."""
+    need(version, {"v1": "blkio", "v2": "io"}[version])
+    first, second = (ThrottleDevice(path=f"/dev/loop{n}", rate=1 << 20) for n in (6, 7))
+    ref = await begin(node, "sleep 100", HostConfig(blkio_device_read_bps=(first,)))
+    await node.engine.update(ref, ContainerUpdate(blkio_device_read_bps=(second,), memory=8 << 20))
+    text = content(node, version, ref, {"v1": "blkio.throttle.read_bps_device", "v2": "io.max"})
+    assert "7:7" in text
+    assert "7:6" not in text
+    wrong = ThrottleDevice(path="/dev/null", rate=5)
+    with pytest.raises(ShoalError, match="not a block device"):
+        await node.engine.update(ref, ContainerUpdate(blkio_device_write_bps=(wrong,)))
+
+
+def weights(version: str) -> str:
+    """The file for a cgroup's weight on disks; "" if this kernel has none. The root has no such."""
+    names = {"v1": ("blkio.bfq.weight", "blkio.weight"), "v2": ("io.bfq.weight", "io.weight")}
+    folder = Path(ROOTS[version], {"v1": "blkio", "v2": ""}[version], f"probe-{os.getpid()}")
+    folder.mkdir()
+    try:
+        return next((name for name in names[version] if (folder / name).exists()), "")
+    finally:
+        folder.rmdir()
+
+
+async def test_a_weight_on_disks(node: EngineNode, version: str) -> None:
+    """Given at the start and changed while it runs, or refused where the kernel has none."""
+    file = weights(version)
+    if not file:
+        with pytest.raises(ShoalError, match=r"weight, so .* cannot be set"):
+            await begin(node, "true", HostConfig(blkio_weight=500))
+        return
+    ref = await begin(node, "sleep 100", HostConfig(blkio_weight=500))
+    assert "500" in content(node, version, ref, {version: file})
+    await node.engine.update(ref, ContainerUpdate(blkio_weight=300))
+    assert "300" in content(node, version, ref, {version: file})

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from common.errors import Invalid
-from common.model.container import DeviceMapping, HostConfig
+from common.model.container import DeviceMapping, HostConfig, Limits
 
 _ACCESS = re.compile(r"^[rwm]{1,3}$")
 _RULE = re.compile(r"^([acb]) (\*|\d+):(\*|\d+) ([rwm]{1,3})$")
+_THROTTLED = tuple(
+    f"throttle{way}{what}Device" for way in ("Read", "Write") for what in ("Bps", "IOPS")
+)
 # What the container has of its own, or must not have: terminals of others, folders of sockets.
 _NOT_OF_PRIVILEGED = {"pts", "shm", "fd", "mqueue", "console", ".udev", ".lxc", ".lxd-mounts"}
 
@@ -87,7 +90,7 @@ def find(host: HostConfig) -> Devices:
     for mapping in host.devices or ():
         nodes += _mapped(mapping)
     unique = {node.path: node for node in nodes}
-    return Devices(tuple(unique.values()), _block(host))
+    return Devices(tuple(unique.values()), block(host))
 
 
 def _mapped(mapping: DeviceMapping) -> list[Node]:
@@ -135,19 +138,45 @@ def _throttles(host: HostConfig) -> dict[str, Any]:
     }
 
 
-def _block(host: HostConfig) -> dict[str, Any]:
-    block: dict[str, Any] = {}
+def block(host: HostConfig) -> dict[str, Any]:
+    """The limits on disks, as OCI's `blockIO`. Blocking. Raises Invalid for what is no disk."""
+    found: dict[str, Any] = {}
     if host.blkio_weight:
-        block["weight"] = host.blkio_weight
+        found["weight"] = host.blkio_weight
     if host.blkio_weight_device:
-        block["weightDevice"] = [
+        found["weightDevice"] = [
             _disk(e.path) | {"weight": e.weight} for e in host.blkio_weight_device
         ]
     for name, entries in _throttles(host).items():
         if entries:
             kind = name.removeprefix("BlkioDevice").replace("IOps", "IOPS")
-            block[f"throttle{kind}Device"] = [_disk(e.path) | {"rate": e.rate} for e in entries]
-    return block
+            found[f"throttle{kind}Device"] = [_disk(e.path) | {"rate": e.rate} for e in entries]
+    return found
+
+
+def same_disks(one: HostConfig, other: HostConfig) -> bool:
+    """Whether both have the same limits on disks."""
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in Limits.__struct_fields__
+        if name.startswith("blkio_")
+    )
+
+
+def changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What to write so that `blockIO` is `new` where it was `old`: a disk that is named no more is
+    told 0, which lifts its limit. Pure."""
+    result = dict(new)
+    for name, value in ("weightDevice", "weight"), *((kind, "rate") for kind in _THROTTLED):
+        kept = {(entry["major"], entry["minor"]) for entry in new.get(name, ())}
+        lifted = [
+            {"major": entry["major"], "minor": entry["minor"], value: 0}
+            for entry in old.get(name, ())
+            if (entry["major"], entry["minor"]) not in kept
+        ]
+        if lifted:
+            result[name] = [*lifted, *new.get(name, ())]
+    return result
 
 
 def _disk(path: str) -> dict[str, int]:

@@ -32,6 +32,7 @@ from worker.runtime.seccomp import FilterCache
 from worker.volumes.store import Volumes
 
 _KILL_S = 10.0  # for the kernel to end a process after SIGKILL
+_USUAL_WEIGHT = 100  # of a cgroup that was given none, for BFQ
 _STRAY_CODE = 255  # how Docker tells of a container whose end nobody saw
 _log = logging.getLogger(__name__)
 
@@ -471,15 +472,24 @@ class Lifecycle:
 
     async def limit(self, container: Container, host: HostConfig) -> None:
         """Give a running container the limits of `host`. Raises Invalid if the kernel refuses."""
-        cgroup, old = self.cgroup(container), oci.resources(container.host_config)
+        cgroup, before = self.cgroup(container), container.host_config
         try:
-            await asyncio.to_thread(self._hierarchy.update, cgroup, oci.resources(host))
+            await asyncio.to_thread(self._limit, cgroup, before, host)
         except FileNotFoundError:
             return  # it has just ended
         except OSError as error:
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._hierarchy.update, cgroup, old)
+                await asyncio.to_thread(self._limit, cgroup, host, before)
             raise Invalid(f"Cannot update container {container.id}: {error}") from error
+
+    def _limit(self, cgroup: str, before: HostConfig, host: HostConfig) -> None:
+        found = None
+        if not devices.same_disks(before, host):
+            disks = devices.changed(devices.block(before), devices.block(host))
+            if before.blkio_weight and not host.blkio_weight:
+                disks["weight"] = _USUAL_WEIGHT
+            found = devices.Devices((), disks)
+        self._hierarchy.update(cgroup, oci.resources(host, found))
 
     async def close_strays(self, live: set[str]) -> None:
         """Close sandboxes whose container does not run."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.model.container import ContainerConfig, HostConfig
-from worker.engine import devices, modes, request
+from worker.engine import devices, logoptions, modes, request
 from worker.engine.container import MountPoint, Record
 from worker.engine.devices import Devices, Node
 from worker.runtime import capabilities
@@ -180,11 +180,14 @@ def _annotations(record: Record, around: Surroundings) -> dict[str, str]:
         notes[f"{PREFIX}init"] = "true"
     if config.open_stdin:
         notes[f"{PREFIX}stdin"] = "once" if config.stdin_once else "open"
-    log = request.log_options(host)
+    log = logoptions.kept(host)
     if log is None:
         notes[f"{PREFIX}log"] = "none"
     else:
-        notes |= {f"{PREFIX}log.max-size": str(log[0]), f"{PREFIX}log.max-files": str(log[1])}
+        notes |= {
+            f"{PREFIX}log.max-size": str(log.max_size),
+            f"{PREFIX}log.max-files": str(log.files),
+        }
     return notes
 
 

@@ -19,7 +19,7 @@ from common.model.container import (
 )
 from common.model.image import ImageConfig
 from common.model.task import HealthConfig
-from worker.engine import devices, modes, signals
+from worker.engine import devices, logoptions, modes, signals
 from worker.network.model import HostPort
 from worker.runtime import capabilities, seccomp_profile
 
@@ -32,13 +32,9 @@ _SYSCTL_NAMES = (
     "kernel.domainname", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
     "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
 )  # fmt: skip
-_LOG_DRIVERS = ("", "json-file", "local", "none")
-_LOG_OPTIONS = {"max-size", "max-file"}
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOST_GATEWAY = "host-gateway"  # stands for the node, as the container sees it
 _RESTART = ("", "no", "always", "unless-stopped", "on-failure")
-_SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-_SIZE = re.compile(r"^(\d+)\s*([kmg]?)b?$", re.IGNORECASE)
 
 
 def check_name(name: str) -> str:
@@ -162,7 +158,7 @@ def check_host(host: HostConfig, available: int) -> HostConfig:
         raise Invalid(f"HostConfig.CapAdd/CapDrop: {error}") from error
     for entry in host.extra_hosts or ():
         _check_extra_host(entry)
-    log_options(host)
+    logoptions.kept(host)
     return host
 
 
@@ -246,35 +242,6 @@ def _check_seccomp(host: HostConfig) -> None:
         seccomp_profile.resolve(text, frozenset(), (6, 0))
     except (ValueError, TypeError, AttributeError) as error:
         raise Invalid(f"HostConfig.SecurityOpt seccomp: {error}") from error
-
-
-def log_options(host: HostConfig) -> tuple[int, int] | None:
-    """(bytes of one file, number of files) of the log; None: none is kept.
-
-    Without options 5 files of 20 MB: a log may not fill the disk.
-    """
-    driver, options = host.log_config.type, host.log_config.config or {}
-    if driver not in _LOG_DRIVERS:
-        raise NotImplementedHere(
-            f"HostConfig.LogConfig.Type = {driver!r}: use json-file, local or none"
-        )
-    if unknown := set(options) - _LOG_OPTIONS:
-        raise NotImplementedHere(f"log option {sorted(unknown)[0]!r} is not supported")
-    if driver == "none":
-        return None
-    files = options.get("max-file", "5")
-    if not files.isdecimal() or not 1 <= int(files) <= 1000:
-        raise Invalid(f"log option max-file = {files!r} is not a number from 1 to 1000")
-    size_text = options.get("max-size", "20m")
-    size = -1 if size_text == "-1" else _bytes("log option max-size", size_text)
-    return max(size, 0), int(files)
-
-
-def _bytes(what: str, text: str) -> int:
-    match = _SIZE.match(text)
-    if match is None:
-        raise Invalid(f"{what} = {text!r} is not a size such as 10m")
-    return int(match[1]) * _SIZES[match[2].lower()]
 
 
 def host_ports(config: ContainerConfig, host: HostConfig) -> tuple[HostPort, ...]:

@@ -3,33 +3,20 @@
 import msgspec
 
 from common.errors import Invalid
-from common.model.base import Model
-from common.model.container import HostConfig, RestartRule
+from common.model.container import HostConfig, Limits, RestartRule
 from worker.engine import request
 
-_f = msgspec.field
 
-
-class ContainerUpdate(Model, frozen=True, kw_only=True):
+class ContainerUpdate(Limits, frozen=True, kw_only=True):
     """The body of `POST /containers/{id}/update`: what is 0, empty or missing stays."""
 
-    memory: int = 0
-    memory_swap: int = 0
-    memory_reservation: int = 0
-    nano_cpus: int = _f(default=0, name="NanoCpus")
-    cpu_shares: int = _f(default=0, name="CpuShares")
-    cpu_period: int = _f(default=0, name="CpuPeriod")
-    cpu_quota: int = _f(default=0, name="CpuQuota")
-    cpuset_cpus: str = _f(default="", name="CpusetCpus")
-    cpuset_mems: str = ""
-    pids_limit: int | None = None
     restart_policy: RestartRule | None = None
 
 
 def updated(host: HostConfig, update: ContainerUpdate, available: int) -> HostConfig:
     """`host` with `update`. Raises Invalid."""
     fields = {name: getattr(update, name) for name in ContainerUpdate.__struct_fields__}
-    changes = {name: value for name, value in fields.items() if value not in (0, "", None)}
+    changes = {name: value for name, value in fields.items() if value not in (0, "", None, ())}
     if update.pids_limit == 0:
         changes["pids_limit"] = -1
     rule = update.restart_policy

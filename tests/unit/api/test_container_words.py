@@ -7,7 +7,7 @@ import pytest
 from common.errors import Invalid
 from common.model.container import HostConfig, RestartRule
 from node.api import body, detaching
-from worker.engine import usage
+from worker.engine import devices, usage
 from worker.engine.updating import ContainerUpdate, updated
 
 NOW = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
@@ -69,6 +69,24 @@ def test_an_update_changes_what_it_names() -> None:
     new = updated(old, ContainerUpdate(memory=64 << 20, pids_limit=0), 0)
     assert (new.memory, new.cpu_shares, new.pids_limit) == (64 << 20, 512, -1)
     assert new.restart_policy.name == "always"
+
+
+def test_a_disk_that_is_named_no_more_has_no_limit() -> None:
+    def rates(*minors: int) -> dict[str, object]:
+        rows = [{"major": 8, "minor": minor, "rate": 5} for minor in minors]
+        return {"throttleReadBpsDevice": rows} if rows else {}
+
+    assert devices.changed(rates(1), rates(1, 2)) == rates(1, 2)
+    lifted = {"major": 8, "minor": 1, "rate": 0}
+    kept = {"major": 8, "minor": 2, "rate": 5}
+    assert devices.changed(rates(1, 2), rates(2)) == {"throttleReadBpsDevice": [lifted, kept]}
+    assert devices.changed(rates(1), {"weight": 7}) == {
+        "weight": 7,
+        "throttleReadBpsDevice": [lifted],
+    }
+    one, other = HostConfig(memory=5), HostConfig(memory=6)
+    assert devices.same_disks(one, other)
+    assert not devices.same_disks(one, HostConfig(blkio_weight=6))
 
 
 @pytest.mark.parametrize(

@@ -24,4 +24,6 @@ def test_a_terminal_has_no_frames() -> None:
 def test_details_come_between_time_and_line() -> None:
     """LOG 172, of a container: no driver adds attributes, so only their place is there."""
     stamp = b"1970-01-01T00:00:02.000000000Z "
-    assert encoded(LINES[1:], times=True, tty=True, details=True) == stamp + b" two"
+    assert encoded(LINES[1:], times=True, tty=True, details="") == stamp + b" two"
+    shown = stamp + b"A=1,tag=x two"
+    assert encoded(LINES[1:], times=True, tty=True, details="A=1,tag=x") == shown

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from common.errors import Invalid, NotImplementedHere
+from common.model.base import ZERO_TIME
 from common.model.container import (
     ContainerConfig,
     ContainerCreate,
@@ -22,7 +24,19 @@ from common.model.container import (
 from common.model.image import ImageConfig
 from common.model.mounts import BindOptions, DriverConfig, Mount, VolumeOptions
 from common.model.task import HealthConfig
-from worker.engine import devices, files, modes, oci, points, propagation, remap, request, signals
+from worker.engine import (
+    devices,
+    files,
+    logoptions,
+    modes,
+    oci,
+    points,
+    propagation,
+    remap,
+    request,
+    signals,
+)
+from worker.engine.container import Record
 from worker.network.model import HostPort
 
 ALL = (1 << 41) - 1
@@ -205,10 +219,62 @@ def test_security() -> None:
 
 
 def test_log_options() -> None:
-    assert request.log_options(HostConfig()) == (20 << 20, 5)
-    options = LogConfig(type="local", config={"max-size": "10k", "max-file": "2"})
-    assert request.log_options(HostConfig(log_config=options)) == (10 << 10, 2)
-    assert request.log_options(HostConfig(log_config=LogConfig(type="none"))) is None
+    assert logoptions.kept(HostConfig()) == (20 << 20, 5)
+    more = {"compress": "false", "mode": "blocking", "tag": "{{.Name}}", "labels": "a"}
+    options = LogConfig(type="local", config={"max-size": "10k", "max-file": "2", **more})
+    assert logoptions.kept(HostConfig(log_config=options)) == (10 << 10, 2)
+    assert logoptions.kept(HostConfig(log_config=LogConfig(type="none"))) is None
+
+
+@pytest.mark.parametrize(
+    ("driver", "option", "value", "kind", "text"),
+    [
+        ("local", "compress", "true", NotImplementedHere, "'compress' is not supported"),
+        ("json-file", "mode", "non-blocking", NotImplementedHere, "no line is dropped"),
+        ("json-file", "max-buffer-size", "1m", Invalid, "mode=non-blocking"),
+        ("json-file", "labels-regex", "(", Invalid, "labels-regex"),
+        ("json-file", "tag", "{{.Nome}}", Invalid, r"it may have \{\{\.ID\}\}"),
+        ("json-file", "tag", "{{range .Name}}", Invalid, "it may have"),
+        ("none", "env", "A", Invalid, "keeps no lines"),
+        ("json-file", "gelf-address", "x", NotImplementedHere, "gelf-address"),
+    ],
+)
+def test_log_options_that_are_refused(
+    driver: str, option: str, value: str, kind: type[Exception], text: str
+) -> None:
+    log = LogConfig(type=driver, config={option: value})
+    with pytest.raises(kind, match=text):
+        request.check_host(HostConfig(log_config=log), ALL)
+
+
+def test_what_is_told_with_each_line() -> None:
+    """Labels and variables by name or pattern, and the tag; `logs --details` shows them."""
+    options = {
+        "labels": "tier,none",
+        "labels-regex": "^com\\.",
+        "env": "A,B",
+        "env-regex": "OS$",
+        "tag": "{{.ImageName}}/{{ .Name }}/{{.ID}}",
+    }
+    made = Record(
+        id="0123456789abcdef",
+        name="web",
+        created_at=ZERO_TIME,
+        image_id="sha256:fedc",
+        config=ContainerConfig(
+            image="img:1",
+            labels={"tier": "a b", "com.x": "1", "other": "2"},
+            env=("A=x=y", "MYOS=z", "C=3"),
+        ),
+        host_config=HostConfig(log_config=LogConfig(config=options)),
+        path="sh",
+        args=(),
+    )
+    assert logoptions.details(made) == (
+        "A=x%3Dy,MYOS=z,com.x=1,tag=img%3A1%2Fweb%2F0123456789ab,tier=a+b"
+    )
+    plain = msgspec.structs.replace(made, host_config=HostConfig())
+    assert logoptions.details(plain) == ""
 
 
 def test_ports() -> None:

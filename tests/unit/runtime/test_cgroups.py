@@ -121,6 +121,29 @@ def test_a_missing_limit_file_is_told_unless_optional(tmp_path: Path) -> None:
     hierarchy.update("shoal/c1", {"memory": {"swap": 4096}})
 
 
+@pytest.mark.parametrize(
+    ("file", "lifted", "given"),
+    [
+        ("io.bfq.weight", "8:0 0", "default 500"),
+        ("io.weight", "8:0 default", "default 4950"),
+    ],
+)
+def test_weights_go_where_the_machine_has_them(
+    tmp_path: Path, file: str, lifted: str, given: str
+) -> None:
+    """BFQ counts as the user does, io.cost otherwise; a weight of 0 is that of all disks."""
+    hierarchy, place = fake_v2(tmp_path), tmp_path / "shoal/c1" / file
+    place.parent.mkdir()
+    disk = {"weightDevice": [{"major": 8, "minor": 0, "weight": 0}]}
+    for block, expect in ((disk, lifted), ({"weight": 500}, given)):
+        with pytest.raises(Unsupported, match=r"no io\.weight"):
+            hierarchy.update("shoal/c1", {"blockIO": block})
+        place.touch()
+        hierarchy.update("shoal/c1", {"blockIO": block})
+        assert place.read_text() == expect
+        place.unlink()
+
+
 def test_detection(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no cgroup controllers"):
         detect(str(tmp_path))
@@ -152,14 +175,14 @@ BLOCK: dict[str, Any] = {
 
 def test_block_io() -> None:
     assert [(w.file, w.value) for w in writes_v1(BLOCK)] == [
-        ("blkio.weight", "500"),
-        ("blkio.weight_device", "8:0 10"),
+        ("blkio.bfq.weight", "500"),
+        ("blkio.bfq.weight_device", "8:0 10"),
         ("blkio.throttle.read_bps_device", "8:0 1000"),
         ("blkio.throttle.write_iops_device", "8:16 7"),
     ]
     assert [(w.file, w.value) for w in writes_v2(BLOCK)] == [
-        ("io.weight", "default 4950"),
-        ("io.weight", "8:0 1"),
+        ("io.bfq.weight", "default 500"),
+        ("io.bfq.weight", "8:0 10"),
         ("io.max", "8:0 rbps=1000"),
         ("io.max", "8:16 wiops=7"),
     ]

@@ -17,12 +17,14 @@ class Unsupported(OSError):
 
 
 class Write(NamedTuple):
-    """One value for one file. An `optional` one may be missing: swap accounting can be off."""
+    """One value for one file. An `optional` one may be missing: swap accounting can be off.
+    `instead`: (file, value) where the machine has another file for the same."""
 
     controller: str
     file: str
     value: str
     optional: bool = False
+    instead: tuple[str, str] | None = None
 
 
 class Disk(NamedTuple):
@@ -104,6 +106,23 @@ class Hierarchy(Protocol):
         """Remove a parent that nobody uses any more; one that is in use stays."""
 
 
+# --- limits that both versions write alike --------------------------------------------------------
+
+
+def pids_writes(pids: dict[str, Any]) -> list[Write]:
+    """OCI's `pids`. No limit, or 0, stays what it is; a negative one is none at all."""
+    limit = pids.get("limit")
+    if not limit:
+        return []
+    return [Write("pids", "pids.max", "max" if limit < 0 else str(limit))]
+
+
+def cpuset_writes(cpu: dict[str, Any]) -> list[Write]:
+    """The CPUs and the memory nodes of OCI's `cpu`."""
+    files = (("cpus", "cpuset.cpus"), ("mems", "cpuset.mems"))
+    return [Write("cpuset", file, cpu[name]) for name, file in files if cpu.get(name)]
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
@@ -137,6 +156,10 @@ def write_all(path: str, entries: list[Write]) -> None:
             os.close(fd)
     except FileNotFoundError:
         if entry.optional:
+            return
+        if entry.instead is not None:
+            other = entry._replace(file=entry.instead[0], value=entry.instead[1], instead=None)
+            write(f"{os.path.dirname(path)}/{other.file}", other)
             return
         if not os.path.isdir(os.path.dirname(path)):
             raise

@@ -11,11 +11,13 @@ from worker.runtime.cgroups.base import (
     Unsupported,
     Usage,
     Write,
+    cpuset_writes,
     disks,
     fields,
     kill_each,
     mkdir,
     number,
+    pids_writes,
     read,
     read_if,
     rmdir,
@@ -43,7 +45,7 @@ def writes(resources: dict[str, Any], swap_first: bool = False) -> list[Write]:
     return [
         *_memory(resources.get("memory") or {}, swap_first),
         *_cpu(resources.get("cpu") or {}),
-        *_pids(resources.get("pids") or {}),
+        *pids_writes(resources.get("pids") or {}),
         *_block(resources.get("blockIO") or {}),
         *_raw(resources.get("unified") or {}),
     ]
@@ -75,26 +77,16 @@ def _cpu(cpu: dict[str, Any]) -> list[Write]:
         found.append(Write("cpu", "cpu.cfs_period_us", str(period)))
     if quota := cpu.get("quota"):
         found.append(Write("cpu", "cpu.cfs_quota_us", str(quota)))
-    if cpus := cpu.get("cpus"):
-        found.append(Write("cpuset", "cpuset.cpus", cpus))
-    if mems := cpu.get("mems"):
-        found.append(Write("cpuset", "cpuset.mems", mems))
-    return found
-
-
-def _pids(pids: dict[str, Any]) -> list[Write]:
-    limit = pids.get("limit")
-    if not limit:
-        return []
-    return [Write("pids", "pids.max", "max" if limit < 0 else str(limit))]
+    return found + cpuset_writes(cpu)
 
 
 def _block(block: dict[str, Any]) -> list[Write]:
+    """Since Linux 5.0 only BFQ has weights. A weight of 0 is that of all devices again."""
     found = []
     if weight := block.get("weight"):
-        found.append(Write("blkio", "blkio.weight", str(weight)))
+        found.append(_weight("weight", str(weight)))
     found += [
-        Write("blkio", "blkio.weight_device", f"{e['major']}:{e['minor']} {e['weight']}")
+        _weight("weight_device", f"{e['major']}:{e['minor']} {e['weight']}")
         for e in block.get("weightDevice") or ()
     ]
     found += [
@@ -102,6 +94,10 @@ def _block(block: dict[str, Any]) -> list[Write]:
         for kind, major, minor, rate in throttles(block)
     ]
     return found
+
+
+def _weight(name: str, value: str) -> Write:
+    return Write("blkio", f"blkio.bfq.{name}", value, instead=(f"blkio.{name}", value))
 
 
 def _raw(unified: dict[str, str]) -> list[Write]:

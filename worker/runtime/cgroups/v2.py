@@ -11,11 +11,13 @@ from worker.runtime.cgroups.base import (
     Unsupported,
     Usage,
     Write,
+    cpuset_writes,
     disks,
     fields,
     kill_each,
     mkdir,
     number,
+    pids_writes,
     read,
     read_if,
     rmdir,
@@ -35,7 +37,7 @@ def writes(resources: dict[str, Any]) -> list[Write]:
     return [
         *_memory(resources.get("memory") or {}),
         *_cpu(resources.get("cpu") or {}),
-        *_pids(resources.get("pids") or {}),
+        *pids_writes(resources.get("pids") or {}),
         *_block(resources.get("blockIO") or {}),
         *(Write("", name, value) for name, value in (resources.get("unified") or {}).items()),
     ]
@@ -64,33 +66,28 @@ def _cpu(cpu: dict[str, Any]) -> list[Write]:
     if quota := cpu.get("quota"):
         amount = "max" if quota < 0 else str(quota)
         found.append(Write("cpu", "cpu.max", f"{amount} {cpu.get('period') or 100_000}"))
-    if cpus := cpu.get("cpus"):
-        found.append(Write("cpuset", "cpuset.cpus", cpus))
-    if mems := cpu.get("mems"):
-        found.append(Write("cpuset", "cpuset.mems", mems))
-    return found
-
-
-def _pids(pids: dict[str, Any]) -> list[Write]:
-    limit = pids.get("limit")
-    if not limit:
-        return []
-    return [Write("pids", "pids.max", "max" if limit < 0 else str(limit))]
+    return found + cpuset_writes(cpu)
 
 
 def _block(block: dict[str, Any]) -> list[Write]:
+    """BFQ's weights where that is there, else those of io.cost. A weight of 0 is that of all
+    devices again, a rate of 0 is none."""
     found = []
     if given := block.get("weight"):
-        found.append(Write("io", "io.weight", f"default {io_weight(given)}"))
+        found.append(_weight("default", given))
     found += [
-        Write("io", "io.weight", f"{e['major']}:{e['minor']} {io_weight(e['weight'])}")
-        for e in block.get("weightDevice") or ()
+        _weight(f"{e['major']}:{e['minor']}", e["weight"]) for e in block.get("weightDevice") or ()
     ]
     found += [
         Write("io", "io.max", f"{major}:{minor} {kind}={rate or 'max'}")
         for kind, major, minor, rate in throttles(block)
     ]
     return found
+
+
+def _weight(what: str, given: int) -> Write:
+    other = str(io_weight(given)) if given else "default"
+    return Write("io", "io.bfq.weight", f"{what} {given}", instead=("io.weight", f"{what} {other}"))
 
 
 def weight(shares: int) -> int:
