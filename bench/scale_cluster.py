@@ -42,7 +42,7 @@ from manager.orchestrator.jobs import GlobalJobOrchestrator, ReplicatedJobOrches
 from manager.orchestrator.reaper import Reaper
 from manager.orchestrator.replicated import ReplicatedOrchestrator
 from manager.scheduler.scheduler import Scheduler
-from manager.store.store import Store, Tx, View
+from manager.store.store import Store, Tx
 
 T = TypeVar("T")
 GIB = 1 << 30
@@ -147,7 +147,7 @@ class Sim:
         """What it costs from `begin` (may be a coroutine) until `done`, `loops` running."""
         async with asyncio.TaskGroup() as group:
             running = group.create_task(leader.lead(self.store, loops, self.clock))
-            lag = group.create_task(self._watch_lag())
+            lag = group.create_task(self.watch_lag())
             await asyncio.sleep(0.05)
             self.lags.clear()
             meter = Meter()
@@ -163,7 +163,7 @@ class Sim:
             lag.cancel()
         return cost
 
-    async def _watch_lag(self) -> None:
+    async def watch_lag(self) -> None:
         """Note how late a timer of 5 ms comes."""
         while True:
             begin = time.perf_counter()
@@ -268,7 +268,3 @@ def running(task: Task, node_id: str) -> Task:
 def percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
-
-
-def tasks_of(view: View, service_id: str) -> list[Task]:
-    return view.find(Task, service_id=service_id)

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import enum
-import functools
 import posixpath
 
 import msgspec
@@ -13,7 +12,6 @@ from common.model.mounts import Mount
 SECOND = 1_000_000_000  # durations are nanoseconds in Docker's JSON
 
 
-@functools.total_ordering
 class TaskState(enum.Enum):
     """Where a task is in its life. Only ever moves down this list."""
 
@@ -32,11 +30,24 @@ class TaskState(enum.Enum):
     REMOVE = "remove"
     ORPHANED = "orphaned"
 
+    # States are compared and looked up in every loop, for every task: hence no detours.
+
+    def __init__(self, _: str) -> None:
+        self.rank = len(type(self).__members__)
+
     def __lt__(self, other: "TaskState") -> bool:
-        return _RANK[self] < _RANK[other]
+        return self.rank < other.rank
 
+    def __le__(self, other: "TaskState") -> bool:
+        return self.rank <= other.rank
 
-_RANK = {state: rank for rank, state in enumerate(TaskState)}
+    def __gt__(self, other: "TaskState") -> bool:
+        return self.rank > other.rank
+
+    def __ge__(self, other: "TaskState") -> bool:
+        return self.rank >= other.rank
+
+    __hash__ = object.__hash__
 
 
 class HealthConfig(Model, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ Each filter is a test with one wanted value. The values of one filter are altern
 labels, all of which must be there; all filters must hold.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from common.errors import Invalid
@@ -21,11 +21,16 @@ _FALSE = ("0", "false", "f", "no")
 
 def select(items: Iterable[T], filters: Filters, tests: Mapping[str, Test[T]]) -> list[T]:
     """The items that pass. Raises Invalid for a filter that is not in `tests`."""
+    return list(passing(items, filters, tests))
+
+
+def passing(items: Iterable[T], filters: Filters, tests: Mapping[str, Test[T]]) -> Iterator[T]:
+    """Like `select`, one by one."""
     for name in filters:
         if name not in tests:
             known = ", ".join(sorted(name for name in tests if not name.startswith("_")))
             raise Invalid(f"filter {name!r} is not known; there are {known}")
-    return [item for item in items if _passes(item, filters, tests)]
+    return (item for item in items if _passes(item, filters, tests))
 
 
 def _passes(item: T, filters: Filters, tests: Mapping[str, Test[T]]) -> bool:

@@ -1,11 +1,13 @@
 """What may be asked of tasks. They are the cluster's own: there is nothing to change."""
 
+import heapq
 from collections.abc import Mapping, Sequence
 
+from common.errors import Invalid
 from common.model.node import Node
 from common.model.service import Service
 from common.model.task import Task, TaskState
-from manager.api.filters import Filters, Test, boolean, has_label, one_of, select
+from manager.api.filters import Filters, Test, boolean, has_label, one_of, passing, select
 from manager.api.refs import resolve
 from manager.orchestrator.dirty import is_dirty
 from manager.store.store import Store, View
@@ -22,6 +24,19 @@ class Tasks:
         view = self._store.view()
         tasks = select(view.find(Task), filters, _tests(view))
         return tasks
+
+    def page(self, filters: Filters, limit: int, after: str = "") -> Sequence[Task]:
+        """At most `limit` of the tasks that pass, by id, those behind the id `after`.
+
+        An empty page is the end. Tasks that come or go meanwhile may be seen or not; every other
+        one is in just one page. Raises Invalid.
+        """
+        if limit < 1:
+            raise Invalid(f"limit={limit} is not valid; give the most tasks wanted, from 1 on")
+        view = self._store.view()
+        behind = (task for task in view.all(Task) if task.id > after)
+        passed = passing(behind, filters, _tests(view))
+        return heapq.nsmallest(limit, passed, key=lambda task: task.id)
 
     def get(self, ref: str) -> Task:
         """Raises NotFound, Invalid (ambiguous)."""

@@ -1,24 +1,23 @@
 """What a task takes of a node, as far as placing counts it: reservations and host-mode ports."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping
+
+import msgspec
 
 from common.model.task import PortConfig, Resources, Task
 
 HostPort = tuple[str, int]  # protocol, published port
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(msgspec.Struct, frozen=True, gc=False):
     """Billionths of a CPU, bytes, and how many of each generic resource."""
 
     nano_cpus: int = 0
     memory_bytes: int = 0
-    generic: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    generic: Mapping[str, int] = {}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True, gc=False):
     """One task's share of its node's books."""
 
     service_id: str

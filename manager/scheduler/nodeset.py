@@ -5,11 +5,12 @@ only those that should run count. Ready nodes are indexed by how many tasks they
 the emptiest are found without a walk over all.
 """
 
-import dataclasses
 import datetime as dt
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import TypeVar
+
+import msgspec
 
 from common.errors import PortTaken
 from common.model.node import Availability, Node, NodeState
@@ -105,8 +106,7 @@ def _count(counts: dict[K, int], key: K, change: int) -> None:
         del counts[key]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True, gc=False):
     """What the books have of one task."""
 
     node_id: str
@@ -123,6 +123,7 @@ class NodeSet:
         self._by_active: dict[int, OrderedDict[str, NodeInfo]] = {}  # ready nodes only
         self._place: dict[str, int] = {}  # ready node -> its key in _by_active
         self._moved: dict[str, None] = {}
+        self._last: tuple[Task, Demand] | None = None
 
     def put_node(self, node: Node) -> None:
         """Add or replace a node; its tasks stay with it."""
@@ -162,7 +163,7 @@ class NodeSet:
         entry = None
         if task.node_id and TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
             active = task.desired_state <= TaskState.COMPLETE
-            entry = _Entry(task.node_id, demand(task), active)
+            entry = _Entry(task.node_id, self._demand(task), active)
         old = self._entries.get(task.id)
         if old == entry:
             return False
@@ -171,6 +172,21 @@ class NodeSet:
         if entry is not None:
             self._enter(task.id, entry)
         return old is not None
+
+    def _demand(self, task: Task) -> Demand:
+        """Events come in rows of the same service: their tasks share what they need."""
+        last = self._last
+        if last is not None:
+            known, need = last
+            if (
+                task.spec is known.spec
+                and task.ports is known.ports
+                and task.service_id == known.service_id
+            ):
+                return need
+        need = demand(task)
+        self._last = task, need
+        return need
 
     def add(self, task_id: str, node_id: str, need: Demand) -> None:
         """Enter a task that was just placed."""

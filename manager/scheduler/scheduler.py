@@ -6,6 +6,7 @@ status and is tried again when a node changed or something was given back.
 """
 
 import datetime as dt
+import itertools
 from collections.abc import Iterable
 
 from msgspec.structs import replace
@@ -118,7 +119,7 @@ class Scheduler:
             self._place(tx, tasks, now)
 
     def _take(self, tx: Tx) -> Iterable[Task]:
-        ids = list(self._dirty)[:TASKS_PER_TX]
+        ids = list(itertools.islice(self._dirty, TASKS_PER_TX))
         for id in ids:
             del self._dirty[id]
             self._stuck.pop(id, None)

@@ -50,6 +50,7 @@ class _Batch:
         self.changes: list[msgspec.Raw] = []
         self.transactions: list[tuple[int, list[Change]]] = []  # provisional version, changes
         self.size = 0
+        self.data = b""  # the entry, once it is proposed
         self._waiters: list[asyncio.Future[None]] = []
 
     def has_room(self, count: int, size: int) -> bool:
@@ -112,6 +113,15 @@ class Pipeline:
         if self._stale:
             self._overlay, self._stale = self._rebased(), False
         return self._overlay
+
+    def changes_of(self, data: bytes) -> list[Change] | None:
+        """What `data` says, if it is the oldest entry on its way: then nobody needs to read it.
+
+        Reading gives back equal objects; those that were written share what is the same in them.
+        """
+        if not self._flying or self._flying[0].data != data:
+            return None
+        return [change for _, changes in self._flying[0].transactions for change in changes]
 
     async def commit(self, changes: list[Change], tables: Tables, provisional: int) -> None:
         """Bring `changes` into the log; `tables` is the newest state with them made."""
@@ -186,7 +196,8 @@ class Pipeline:
             self._fail(batch, self.not_leader())
             return
         try:
-            await self._proposer.propose(encode_entry(batch.changes))
+            batch.data = encode_entry(batch.changes)
+            await self._proposer.propose(batch.data)
         except asyncio.CancelledError:
             self._fail(batch, ProposalUncertain("this manager stops; the write may have happened"))
             raise

@@ -141,10 +141,11 @@ class Store:
         """Make the changes of the committed entry `index`. Raises BadEntry."""
         if index <= self._version:
             raise ValueError(f"entry {index} after entry {self._version}")
+        own = None if self._pipeline is None else self._pipeline.changes_of(data)
         tables = self._tables.fork()
         events = [
             event
-            for change in decode_entry(data)
+            for change in (decode_entry(data) if own is None else own)
             if (event := apply_change(tables, change, index)) is not None
         ]
         self._commit(index, tables, events, len(data))

@@ -6,6 +6,7 @@ without regard to case, because DNS does.
 """
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -17,7 +18,7 @@ from common.model.node import Node
 from common.model.secret import Config, Secret
 from common.model.service import Service
 from common.model.task import Task
-from manager.store.trie import STEP, Trie
+from manager.store.trie import STEP, Own, Trie
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - the stored kind, as usual for a type variable
 Keys = Iterable[Hashable]
@@ -32,6 +33,8 @@ class Kind(msgspec.Struct, frozen=True):
     name: str  # in the log and in snapshots: never changes
     indexes: Mapping[str, Callable[[Any], Keys]]
     unique_name: bool = False
+    # From what the keys of an index follow: while it is the same nothing moves there.
+    basis: Mapping[str, Callable[[Any], object]] = {}
 
 
 def _service_name(service: Service) -> Keys:
@@ -74,9 +77,12 @@ KINDS: tuple[Kind, ...] = (
         {
             "service_id": lambda task: (task.service_id,) if task.service_id else (),
             "node_id": lambda task: (task.node_id,) if task.node_id else (),
-            "slot": lambda task: ((task.service_id, task.slot),) if task.slot else (),
-            "desired_state": lambda task: (task.desired_state,),
             "network_id": _task_networks,
+        },
+        basis={
+            "service_id": attrgetter("service_id"),
+            "node_id": attrgetter("node_id"),
+            "network_id": attrgetter("networks_attachments"),
         },
     ),
 )
@@ -85,7 +91,7 @@ BY_NAME = {kind.name: kind for kind in KINDS}
 
 
 class Table:
-    """All objects of one kind with their indexes. Immutable, like all that it holds."""
+    """All objects of one kind with their indexes. Changed only by the `Tables` that copied it."""
 
     __slots__ = ("_indexes", "_kind", "_objects")
 
@@ -127,28 +133,27 @@ class Table:
         get = self._objects.get
         return [] if ids is None else [cast(Object, get(id)) for id in ids.keys()]  # noqa: SIM118
 
-    def put(self, object: Object) -> "Table":
-        old = self._objects.get(object.id)
-        return Table(
-            self._kind,
-            self._objects.put(object.id, object),
-            self._reindexed(object.id, old, object),
-        )
+    def copy(self) -> "Table":
+        return Table(self._kind, self._objects, self._indexes.copy())
 
-    def without(self, id: str) -> "Table":
-        old = self._objects.get(id)
-        if old is None:
-            return self
-        return Table(self._kind, self._objects.without(id), self._reindexed(id, old, None))
+    def put(self, object: Object, old: Object | None, own: Own) -> None:
+        """Set `object` in the place of `old`, which is there under the same id."""
+        self._objects = self._objects.put(object.id, object, own)
+        self._reindex(object.id, old, object, own)
 
-    def _reindexed(self, id: str, old: Object | None, new: Object | None) -> dict[str, Index]:
-        changed = {}
+    def remove(self, old: Object, own: Own) -> None:
+        self._objects = self._objects.without(old.id, own)
+        self._reindex(old.id, old, None, own)
+
+    def _reindex(self, id: str, old: Object | None, new: Object | None, own: Own) -> None:
         for name, keys in self._kind.indexes.items():
+            basis = self._kind.basis.get(name)
+            if basis and old is not None and new is not None and basis(old) == basis(new):
+                continue
             before = () if old is None else tuple(keys(old))
             after = () if new is None else tuple(keys(new))
             if before != after:
-                changed[name] = _move(self._indexes[name], id, before, after)
-        return self._indexes | changed if changed else self._indexes
+                self._indexes[name] = _move(self._indexes[name], id, before, after, own)
 
 
 def _index(keys: Callable[[Any], Keys], objects: Iterable[Object]) -> Generator[None, None, Index]:
@@ -171,37 +176,54 @@ def _index(keys: Callable[[Any], Keys], objects: Iterable[Object]) -> Generator[
 
 
 def _move(
-    index: Index,
-    id: str,
-    before: tuple[Hashable, ...],
-    after: tuple[Hashable, ...],
+    index: Index, id: str, before: tuple[Hashable, ...], after: tuple[Hashable, ...], own: Own
 ) -> Index:
     for key in before:
         if key not in after:
-            rest = (index.get(key) or Ids()).without(id)
-            index = index.put(key, rest) if len(rest) else index.without(key)
+            rest = (index.get(key) or Ids()).without(id, own)
+            index = index.put(key, rest, own) if len(rest) else index.without(key, own)
     for key in after:
         if key not in before:
-            index = index.put(key, (index.get(key) or Ids()).put(id, True))
+            index = index.put(key, (index.get(key) or Ids()).put(id, True, own), own)
     return index
 
 
 class Tables:
-    """One state of the whole store. Cheap to fork; a fork changes without the others seeing it."""
+    """One state of the whole store. Cheap to fork; a fork changes without the others seeing it.
 
-    __slots__ = ("_tables",)
+    What a fork copied it goes on changing in place, until it is forked itself: by then others may
+    look at it. Nobody may change one after that.
+    """
+
+    __slots__ = ("_own", "_tables", "_touched")
 
     def __init__(self, tables: dict[type[Object], Table] | None = None) -> None:
         self._tables = {kind.type: Table(kind) for kind in KINDS} if tables is None else tables
+        self._own: Own = {}
+        self._touched: set[type[Object]] = set()
 
     def fork(self) -> "Tables":
+        self.seal()
         return Tables(self._tables.copy())
+
+    def seal(self) -> None:
+        """Say that all changes were made: what comes later is copied again."""
+        self._own = {}
+        self._touched = set()
 
     def table(self, kind: type[Object]) -> Table:
         return self._tables[kind]
 
-    def put(self, object: Object) -> None:
-        self._tables[type(object)] = self._tables[type(object)].put(object)
+    def put(self, object: Object, old: Object | None) -> None:
+        """Set `object` in the place of `old`, what is there under its id."""
+        self._mine(type(object)).put(object, old, self._own)
 
-    def delete(self, kind: type[Object], id: str) -> None:
-        self._tables[kind] = self._tables[kind].without(id)
+    def delete(self, old: Object) -> None:
+        """Take away `old`, which is there."""
+        self._mine(type(old)).remove(old, self._own)
+
+    def _mine(self, kind: type[Object]) -> Table:
+        if kind not in self._touched:
+            self._tables[kind] = self._tables[kind].copy()
+            self._touched.add(kind)
+        return self._tables[kind]

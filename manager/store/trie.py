@@ -3,6 +3,9 @@
 A leaf is a dict of a few dozen entries; a full leaf splits into a branch of 32 by five more bits
 of the key's hash. A put copies one leaf and the branches above it, so its price does not grow
 with the table, and whoever holds an older mapping keeps exactly what it held.
+
+Who makes many changes before anybody else looks gives the nodes that it made itself along (`own`):
+those are changed in place, and copied no more than once.
 """
 
 from collections.abc import Generator, Hashable, Iterator
@@ -22,6 +25,9 @@ _DEPTH_MAX = 10  # beyond that the hashes are the same, and a bigger leaf is all
 STEP = 500  # entries taken in between two pauses
 
 _Node = Any  # dict[K, V], a leaf; or list[_Node | None], a branch
+
+# The nodes that only one writer has seen yet, by `id`: held here, so that no other gets their id.
+Own = dict[int, _Node]
 
 
 class Trie(msgspec.Struct, Generic[K, V], frozen=True, eq=False, gc=False):
@@ -72,16 +78,41 @@ class Trie(msgspec.Struct, Generic[K, V], frozen=True, eq=False, gc=False):
         found: V | None = None if node is None else node.get(key)
         return found
 
-    def put(self, key: K, value: V) -> "Trie[K, V]":
-        """This mapping with `key` set to `value`."""
-        root, added = _put(self._root, hash(key), 0, key, value)
-        return Trie(root, self._count + added)
+    def put(self, key: K, value: V, own: Own | None = None) -> "Trie[K, V]":
+        """This mapping with `key` set to `value`. If `own` has nodes of this one, it is gone."""
+        own = {} if own is None else own
+        root = self._root
+        if id(root) not in own:
+            root = root.copy()
+            own[id(root)] = root
+        node, bits, depth = root, hash(key), 0
+        above: list[_Node | None] = []
+        while type(node) is list:
+            above, place = node, bits & _MASK
+            node = above[place]
+            if id(node) not in own:
+                node = {} if node is None else node.copy()
+                own[id(node)] = above[place] = node
+            bits >>= _BITS
+            depth += 1
+        before = len(node)
+        node[key] = value
+        after = len(node)
+        if after > _LEAF_MAX and depth < _DEPTH_MAX:
+            branch = _split(node, depth)
+            own[id(branch)] = branch
+            if above:
+                above[place] = branch
+            else:
+                root = branch
+        return Trie(root, self._count + after - before)
 
-    def without(self, key: K) -> "Trie[K, V]":
-        """This mapping without `key`, which need not be in it."""
+    def without(self, key: K, own: Own | None = None) -> "Trie[K, V]":
+        """This mapping without `key`, which need not be in it. For `own` see `put`."""
         if self.get(key) is None:
             return self
-        return Trie(_without(self._root, hash(key), key), self._count - 1)
+        own = {} if own is None else own
+        return Trie(_without(self._root, hash(key), key, own), self._count - 1)
 
     def items(self) -> Iterator[tuple[K, V]]:
         for leaf in _leaves(self._root):
@@ -96,21 +127,13 @@ class Trie(msgspec.Struct, Generic[K, V], frozen=True, eq=False, gc=False):
             yield from leaf.values()
 
 
-def _put(node: _Node | None, bits: int, depth: int, key: Any, value: Any) -> tuple[_Node, int]:
-    """The node with `key` set, and how many keys that added: 0 or 1."""
-    if node is None:
-        return {key: value}, 1
-    if type(node) is list:
-        child, added = _put(node[bits & _MASK], bits >> _BITS, depth + 1, key, value)
-        branch = node.copy()
-        branch[bits & _MASK] = child
-        return branch, added
-    leaf = node.copy()
-    leaf[key] = value
-    added = len(leaf) - len(node)
-    if len(leaf) > _LEAF_MAX and depth < _DEPTH_MAX:
-        return _split(leaf, depth), added
-    return leaf, added
+def _owned(node: _Node, own: Own) -> _Node:
+    """`node`, or a copy of it that may be changed."""
+    if id(node) in own:
+        return node
+    copied = node.copy()
+    own[id(copied)] = copied
+    return copied
 
 
 def _grown(leaf: dict[Any, Any], depth: int) -> _Node:
@@ -132,14 +155,14 @@ def _split(leaf: dict[Any, Any], depth: int) -> list[_Node | None]:
     return branch
 
 
-def _without(node: _Node, bits: int, key: Any) -> _Node:
-    copied = node.copy()
+def _without(node: _Node, bits: int, key: Any, own: Own) -> _Node:
+    copied = _owned(node, own)
     if type(node) is not list:
         del copied[key]
         return copied
     place = bits & _MASK
     # What is empty goes: where ids come and go for years, all places would be used up in the end.
-    copied[place] = _without(node[place], bits >> _BITS, key) or None
+    copied[place] = _without(node[place], bits >> _BITS, key, own) or None
     return copied if any(copied) else {}
 
 

@@ -46,7 +46,7 @@ class View:
         return cast("list[O]", found)
 
     def all(self, kind: type[O]) -> Iterator[O]:
-        """All objects of `kind`, in no order."""
+        """All objects of `kind`, in no order. Not for a Tx that writes meanwhile."""
         return cast("Iterator[O]", self._tables.table(kind).all())
 
     def count(self, kind: type[Object]) -> int:
@@ -86,17 +86,17 @@ class Tx(View):
             created_at=self._created_at(object, old),
             updated_at=self._now,
         )
-        self._change(Put(written))
-        return cast(O, self._tables.table(type(object)).get(object.id))
+        return cast(O, self._change(Put(written)))
 
     def delete(self, kind: type[Object], id: str) -> None:
         """Delete the object of that id; nothing happens if there is none."""
         if self._tables.table(kind).get(id) is not None:
             self._change(Delete(kind, id))
 
-    def _change(self, change: Change) -> None:
-        apply_change(self._tables, change, self._provisional)
+    def _change(self, change: Change) -> Object | None:
         self.changes.append(change)
+        event = apply_change(self._tables, change, self._provisional)
+        return None if event is None else event.object
 
     def _created_at(self, object: Object, old: Object | None) -> dt.datetime:
         if old is not None:

@@ -26,7 +26,13 @@ class TaskRoutes:
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
-        tasks = manager(self._daemon).api.tasks.list(body.filters(request))
+        """With `limit`, one page: by id, those behind the id `after`."""
+        api, filters = manager(self._daemon).api.tasks, body.filters(request)
+        limit = body.number(request, "limit")
+        if limit is None:
+            tasks = api.list(filters)
+        else:
+            tasks = api.page(filters, limit, request.query.get("after", ""))
         return json_response([self._json(task) for task in tasks])
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:

@@ -115,7 +115,8 @@ def apply_looks_at_the_clock(patch: Patch) -> None:
         def stamp(tables: Tables, change: Change, at: int) -> Event | None:
             event = apply_change(tables, change, at)
             if event is not None and event.action != "remove":
-                tables.put(msgspec.structs.replace(event.object, updated_at=self._clock.now()))
+                new = msgspec.structs.replace(event.object, updated_at=self._clock.now())
+                tables.put(new, event.object)
             return event
 
         with patch.context() as inner:

@@ -380,6 +380,15 @@ async def test_tasks(world: World) -> None:
         ids(desired_state="asleep")
     assert tasks.get("aaaa").id == "aaaa1"
     assert tasks.peek("none") is None
+    every, after, pages = tasks.list({}), "", []
+    while page := tasks.page({}, 1, after):
+        pages.append(len(page))
+        assert [task.id for task in page] == sorted(t.id for t in every if t.id > after)[:1]
+        after = page[-1].id
+    assert sum(pages) == len(every) == 2
+    assert tasks.page({"service": ["none"]}, 2) == []
+    with pytest.raises(Invalid, match="limit=0 is not valid"):
+        tasks.page({}, 0)
     with pytest.raises(NotFound, match="task none not found"):
         tasks.get("none")
 

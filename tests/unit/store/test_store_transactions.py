@@ -42,7 +42,6 @@ async def test_what_is_put_is_found_by_id_and_by_index() -> None:
     assert view.get(Service, web.id) == view.find(Service, name="WEB")[0]
     assert [task.slot for task in view.find(Task, service_id=web.id)] == [1, 2, 3]
     assert [task.slot for task in view.find(Task, node_id="n1")] == [1, 2]
-    assert [task.id for task in view.find(Task, slot=(web.id, 3))] == [tasks[2].id]
     assert view.find(Task, service_id="other") == []
     with pytest.raises(TypeError, match="no index 'colour'"):
         view.find(Task, colour="red")

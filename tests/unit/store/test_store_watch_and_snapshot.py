@@ -258,7 +258,7 @@ async def test_a_state_is_cut_anywhere_and_found_by_all_its_indexes_again() -> N
         restore(target, 100, cut)
         assert target.digest() == source.digest()
         assert b"".join(target.snapshot()) == whole
-        for by in ({"service_id": "service-web"}, {"slot": ("service-web", 5)}, {}):
+        for by in ({"service_id": "service-web"}, {}):
             found = [sorted(t.id for t in s.view().find(Task, **by)) for s in (source, target)]
             assert found[0] == found[1] != []
         target.lead(MemoryProposer(target))
@@ -271,7 +271,7 @@ async def test_the_state_of_an_earlier_release_is_read() -> None:
     objects = [("task", task) for task in source.view().find(Task)]
     whole = msgspec.msgpack.encode((1, objects))
     restore(target, 1, [whole[:1], whole[1:2000], whole[2000:]])
-    assert target.view().find(Task, slot=("service-web", 5))
+    assert target.view().find(Task, service_id="service-web")
     assert len(target.view().find(Task)) == 700
     with pytest.raises(BadEntry, match="format 3"):
         restore(target, 1, [msgspec.msgpack.encode((3, objects))])
