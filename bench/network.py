@@ -39,7 +39,7 @@ def _parts(options: argparse.Namespace, report: Report) -> dict[str, Part]:
     """Those that run on two machines in this process."""
     size: Size = QUICK if options.quick else FULL
     proxy = "haproxy" in options.peer
-    counts = (10, 1000) if options.quick else (10, 1000, 10_000)
+    counts = (10, 1000, 10_000)
 
     async def changes(rig: Rig) -> None:
         await network_tables.endpoints(rig, report)

@@ -44,23 +44,28 @@ def groups(members: Mapping[bytes, Collection[bytes]]) -> set[Fact]:
 
 def maps(
     backends: Mapping[bytes, bytes | str],
-    verdicts: Mapping[bytes, bytes | str],
+    counts: Mapping[bytes, bytes | str],
     dead: Mapping[bytes, bytes | str],
+    ways: Mapping[bytes, bytes | str],
 ) -> set[Fact]:
-    """The groups that the kernel's maps make; what makes none, as it is."""
+    """The groups that the kernel's maps make; what makes none, as it is.
+
+    `counts`: a group's number of backends; `ways`: the chain for such a number.
+    """
     places: dict[bytes, dict[int, bytes]] = defaultdict(dict)
     for key, backend in backends.items():
         place = struct.unpack("=I", key[-4:])[0]
         places[key[:-4]][place] = backend if isinstance(backend, bytes) else b""
     found: set[Fact] = set()
-    for key, chain in verdicts.items():
+    for key, count in counts.items():
         have = places.pop(key, {})
-        if chain == f"n{len(have)}" and sorted(have) == list(range(len(have))):
+        chain = ways.get(count, "") if isinstance(count, bytes) else count
+        right = struct.pack("=I", len(have)) == count
+        if right and chain == f"n{len(have)}" and sorted(have) == list(range(len(have))):
             found.add(("group", key, *sorted(have.values())))
         else:
-            found.add(("broken group", key, chain, *sorted(have.items())))
-    found |= {("group", key) for key, chain in dead.items() if chain == "rej"}
-    found |= {("broken group", key, chain) for key, chain in dead.items() if chain != "rej"}
+            found.add(("broken group", key, count, chain, *sorted(have.items())))
+    found |= {("group", key) for key in dead}
     found |= {("backends without a group", key, *have.values()) for key, have in places.items()}
     return found
 

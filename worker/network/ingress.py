@@ -20,6 +20,7 @@ from worker.network.netlink.channel import Channel, NetlinkError
 from worker.network.netlink.codec import Message
 
 _REPLY = b"\x01"
+_UDP = b"\x11"
 _MARK_BASE = 0x10000
 _PORT_KEY = ((nft.PROTOCOL, 1), (nft.SERVICE, 2))
 _TARGET = ((nft.IPV4_ADDR, 4), (nft.SERVICE, 2))
@@ -58,8 +59,11 @@ def mesh_index(mac: str) -> int:
     return int.from_bytes(bytes.fromhex(mac.replace(":", ""))[2:], "big")
 
 
-def ruleset(names: Names, subnets: Sequence[IPv4Network]) -> list[Message]:
-    """The table with no port and no peer in it, to be followed by elements."""
+def ruleset(names: Names, subnets: Sequence[IPv4Network], vxlan: int = 0) -> list[Message]:
+    """The table with no port and no peer in it, to be followed by elements.
+
+    `vxlan`: the UDP port of the overlays; 0 outside a cluster.
+    """
     table = names.table
     return [
         *nft.fresh_table(table),
@@ -69,13 +73,14 @@ def ruleset(names: Names, subnets: Sequence[IPv4Network]) -> list[Message]:
         nft.add_map(table, "hp", _PORT_KEY, _TARGET),
         nft.add_map(table, "hpa", [(nft.IPV4_ADDR, 4), *_PORT_KEY], _TARGET),
         *_guard(names),
+        *(_untracked(table, vxlan) if vxlan else ()),
         *_steer(names),
         nft.add_base_chain(table, "pre", "nat", nft.PREROUTING, nft.DSTNAT),
         *_enter(table, "pre"),
         nft.add_base_chain(table, "out", "nat", nft.OUTPUT, nft.OUTNAT),
         *_enter(table, "out"),
         nft.add_base_chain(table, "inp", "filter", nft.INPUT, nft.FILTER),
-        nft.add_rule(table, "inp", *nft.local(), BY_PORT.load, nft.lookup_verdict("dead", 0)),
+        nft.add_rule(table, "inp", *nft.local(), *balancer.reject(BY_PORT)),
         *_leave(names, subnets),
     ]
 
@@ -91,21 +96,39 @@ def _guard(names: Names) -> list[Message]:
     return [
         nft.add_base_chain(names.table, "guard", "filter", nft.PREROUTING, nft.RAW),
         *(
-            nft.add_rule(names.table, "guard", *nft.incoming(link), *loopback, drop)
+            nft.add_rule(names.table, "guard", *loopback, *nft.incoming(link), drop)
             for link in (names.bridge, names.mesh)
         ),
     ]
 
 
+def _untracked(table: str, vxlan: int) -> list[Message]:
+    """No flow is kept for the overlays' own packets, neither coming nor going: each flow inside has
+    an outer source port of its own, which would double the cost of a connection on both nodes."""
+    packet = [
+        nft.protocol(0),
+        nft.compare(0, _UDP),
+        nft.port(0),
+        nft.compare(0, struct.pack("!H", vxlan)),
+        nft.notrack(),
+    ]
+    return [
+        nft.add_rule(table, "guard", *packet),
+        nft.add_base_chain(table, "going", "filter", nft.OUTPUT, nft.RAW),
+        nft.add_rule(table, "going", *packet),
+    ]
+
+
 def _steer(names: Names) -> list[Message]:
+    """What most packets are not is asked first: every packet of the machine comes by."""
     table = names.table
     return [
         nft.add_base_chain(table, "steer", "filter", nft.PREROUTING, nft.MANGLE),
         nft.add_rule(
             table,
             "steer",
-            *nft.incoming(names.mesh),
             *nft.ct_bit(nft.CT_STATE, nft.STATE_NEW),
+            *nft.incoming(names.mesh),
             nft.ether_source(0),
             nft.lookup("nodes", 0, 0),
             nft.set_ct_mark(0),
@@ -113,11 +136,12 @@ def _steer(names: Names) -> list[Message]:
         nft.add_rule(
             table,
             "steer",
-            *nft.incoming(names.bridge),
-            nft.ct(nft.CT_DIRECTION, 0),
-            nft.compare(0, _REPLY),
             nft.ct(nft.CT_MARK, 0),
             nft.compare(0, bytes(4), unequal=True),
+            nft.ct(nft.CT_DIRECTION, 0),
+            nft.compare(0, _REPLY),
+            *nft.incoming(names.bridge),
+            nft.ct(nft.CT_MARK, 0),
             nft.set_mark(0),
         ),
     ]
@@ -131,7 +155,7 @@ def _enter(table: str, chain: str) -> list[Message]:
         nft.add_rule(
             table, chain, *nft.local(), BY_PORT.load, nft.lookup("hp", 0, 0), nft.dnat(0, 1)
         ),
-        nft.add_rule(table, chain, *nft.local(), BY_PORT.load, nft.lookup_verdict("vips", 0)),
+        nft.add_rule(table, chain, *nft.local(), *balancer.choose(BY_PORT)),
     ]
 
 
@@ -195,23 +219,28 @@ class MachineTable:
         self._subnets: tuple[IPv4Network, ...] = ()
         self._nodes: dict[int, str] = {}
         self._hosts: set[HostTarget] = set()
+        self._vxlan = 0
         self._left = (0, 0)  # the kernel's generation, and our transactions, at the last look
 
     def load(
         self,
         subnets: Sequence[IPv4Network] | None = None,
         hosts: Iterable[HostTarget] | None = None,
+        vxlan: int | None = None,
     ) -> None:
-        """Put the whole table in place, whatever was there; new `subnets`, `hosts` if given."""
+        """Put the whole table in place, whatever was there; new `subnets`, `hosts` and UDP port of
+        the overlays (0: none) if given."""
         if subnets is not None:
             self._subnets = tuple(subnets)
         if hosts is not None:
             self._hosts = set(hosts)
+        if vxlan is not None:
+            self._vxlan = vxlan
         table = self._names.table
         edits = self._groups.everything()
         wanted = balancer.counts(edits)
         requests = [
-            *ruleset(self._names, self._subnets),
+            *ruleset(self._names, self._subnets, self._vxlan),
             *balancer.chains(table, BY_PORT, wanted),
             *balancer.messages(table, edits),
             *self._add_hosts(self._hosts),
@@ -319,7 +348,7 @@ class MachineTable:
             balancer.port_key(*port): [balancer.port_backend(*item) for item in backends]
             for port, backends in ports.items()
         }
-        rules = balancer.rules(ruleset(self._names, self._subnets)) + len(self._chains)
+        rules = balancer.rules(ruleset(self._names, self._subnets, self._vxlan)) + len(self._chains)
         found = audit.groups(groups) | {("rules", rules)}
         for host in hosts:
             name, key = _host_key(host)
@@ -350,7 +379,7 @@ class MachineTable:
         """Forget published ports and peers (the cluster is left)."""
         self._groups = Groups()
         self._nodes = {}
-        self.load()
+        self.load(vxlan=0)
 
     def destroy(self) -> None:
         table = self._names.table

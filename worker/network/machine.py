@@ -97,7 +97,7 @@ class Machine:
         False if `member` cannot be: the machine has another address now. Then a join is needed.
         """
         self._bridge.serve(self._home, tuple(subnets))
-        self._table.load(subnets)
+        self._table.load(subnets, vxlan=member.port if member else 0)
         self._member = member
         joined = False
         if member is None:
@@ -183,7 +183,7 @@ class Machine:
         self._bridge.serve(self._home, tuple(subnets))
         self._member = member
         self._open_mesh(member, adopt=False)
-        self._table.load(subnets)
+        self._table.load(subnets, vxlan=member.port)
         for network_id, overlay in list(self._overlays.items()):
             overlay.rewire(self._home, self._overlay_record(network_id, table))
             self._journal.put("overlays", network_id, overlay.record)

@@ -93,8 +93,7 @@ class Mesh:
         for fact in self.facts():
             match fact:
                 case "neighbour", str(address), str(mac):
-                    far = IPv4Address(address)
-                    requests.append(rtnl.neighbour(self._index, far, mac, delete=True))
+                    requests.append(rtnl.neighbour(self._index, address, mac, delete=True))
                 case "route", str(text):
                     subnet = IPv4Network(text)
                     requests.append(rtnl.route(subnet, self._index, gateway(subnet), delete=True))
@@ -135,10 +134,9 @@ class Mesh:
         far, mac = gateway(subnet), mesh_mac(index)
         own = gateway(node_subnet(self._pool, self._own))
         table = _TABLE_BASE + index
-        vtep = IPv4Address(address)
         return [
-            rtnl.vtep(self._index, mac, vtep, bridged=False, delete=delete),
-            rtnl.neighbour(self._index, far, mac, delete=delete),
+            rtnl.vtep(self._index, mac, address, bridged=False, delete=delete),
+            rtnl.neighbour(self._index, str(far), mac, delete=delete),
             rtnl.route(subnet, self._index, far, source=own, delete=delete),
             rtnl.route(_EVERYWHERE, self._index, far, table=table, delete=delete),
             rtnl.mark_rule(_RULE_PRIORITY, self._bridge, mark(index), table, delete=delete),

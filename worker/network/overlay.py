@@ -58,23 +58,22 @@ def plan(old: Forwarding, new: Forwarding) -> tuple[list[Message], list[Message]
     """The requests that remove what is wrong, and those that add what is missing."""
     wrong = {mac: vtep for mac, vtep in old.vteps.items() if new.vteps.get(mac) != vtep}
     remove = [
-        rtnl.vtep(VXLAN, mac, IPv4Address(vtep), bridged=False, delete=True)
-        for mac, vtep in wrong.items()
+        rtnl.vtep(VXLAN, mac, vtep, bridged=False, delete=True) for mac, vtep in wrong.items()
     ]
     # Apart from the device's: where the bridge has another way by now, the kernel removes neither.
     remove += [rtnl.local_port(VXLAN, mac, delete=True) for mac in wrong]
     remove += [
-        rtnl.neighbour(VXLAN, IPv4Address(address), mac, delete=True)
+        rtnl.neighbour(VXLAN, address, mac, delete=True)
         for address, mac in old.neighbours.items()
         if address not in new.neighbours
     ]
     add = [
-        rtnl.vtep(VXLAN, mac, IPv4Address(vtep), bridged=True)
+        rtnl.vtep(VXLAN, mac, vtep, bridged=True)
         for mac, vtep in new.vteps.items()
         if old.vteps.get(mac) != vtep
     ]
     add += [
-        rtnl.neighbour(VXLAN, IPv4Address(address), mac)
+        rtnl.neighbour(VXLAN, address, mac)
         for address, mac in new.neighbours.items()
         if old.neighbours.get(address) != mac
     ]
@@ -189,13 +188,11 @@ class Overlay:
         for fact in self.facts() - facts(remotes, ()):
             match fact:
                 case "vtep", str(mac), str(vtep):
-                    where = IPv4Address(vtep)
-                    requests.append(rtnl.vtep(VXLAN, mac, where, bridged=False, delete=True))
+                    requests.append(rtnl.vtep(VXLAN, mac, vtep, bridged=False, delete=True))
                 case "remote", str(mac):
                     requests.append(rtnl.local_port(VXLAN, mac, delete=True))
                 case "neighbour", str(address), str(mac):
-                    where = IPv4Address(address)
-                    requests.append(rtnl.neighbour(VXLAN, where, mac, delete=True))
+                    requests.append(rtnl.neighbour(VXLAN, address, mac, delete=True))
         self._channel.send(requests, _GONE)
         self._entries = Forwarding({}, {})
         self.program(remotes)

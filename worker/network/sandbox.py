@@ -100,9 +100,9 @@ def ruleset(udp_port: int, tcp_port: int, *, balanced: bool) -> list[Message]:
     if balanced:
         requests += [
             *balancer.maps(_TABLE, BY_ADDRESS),
-            nft.add_rule(_TABLE, "out", nft.ip_destination(0), nft.lookup_verdict("vips", 0)),
+            nft.add_rule(_TABLE, "out", *balancer.choose(BY_ADDRESS)),
             nft.add_base_chain(_TABLE, "flt", "filter", nft.OUTPUT, nft.FILTER),
-            nft.add_rule(_TABLE, "flt", nft.ip_destination(0), nft.lookup_verdict("dead", 0)),
+            nft.add_rule(_TABLE, "flt", *balancer.reject(BY_ADDRESS)),
         ]
     return requests
 
@@ -263,7 +263,7 @@ class Namespace:
     def forget_neighbours(self, found: Sequence[tuple[int, IPv4Address, str]]) -> None:
         """Have the next packet ask anew where an address is: (place of the leg, address, MAC)."""
         requests = [
-            rtnl.neighbour(_FIRST_INDEX + place, address, mac, delete=True)
+            rtnl.neighbour(_FIRST_INDEX + place, str(address), mac, delete=True)
             for place, address, mac in found
         ]
         if requests:

@@ -5,8 +5,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
+from worker.network import balancer
 from worker.network.netlink import codec, conntrack, nft, rtnl
-from worker.network.netlink.codec import Message
+from worker.network.netlink.codec import Message, Value, attribute
 
 
 def test_attributes_are_padded_and_nested_ones_marked() -> None:
@@ -50,7 +51,7 @@ def test_an_address_request_as_ip_sends_it() -> None:
 
 def test_a_neighbour_request_as_bridge_sends_it() -> None:
     """bridge fdb replace 02:42:0a:00:01:05 dev 11 self master static dst 10.77.0.2"""
-    found = rtnl.vtep(11, "02:42:0a:00:01:05", IPv4Address("10.77.0.2"), bridged=True)
+    found = rtnl.vtep(11, "02:42:0a:00:01:05", "10.77.0.2", bridged=True)
     assert found.kind == 28
     assert found.body == bytes.fromhex(
         "07000000 0b000000 4200 06 00"  # AF_BRIDGE, link, NOARP|REACHABLE, self|master
@@ -96,3 +97,24 @@ def test_flows_are_named_by_the_backend_that_answers() -> None:
     assert IPv4Address("10.0.1.5").packed in udp[2]
     assert codec.parse(udp[25])[2] == struct.pack("=I", 0b1001)
     assert codec.parse(every[25])[2] == struct.pack("=I", 0b0001)
+
+
+@pytest.mark.parametrize("key", [b"1234", b"123456", b"12345678", b"123456789012"])
+@pytest.mark.parametrize("data", [b"abcd", b"abcdef", b"abcdefgh", None])
+def test_an_element_packed_at_once_is_what_the_codec_makes_of_it(
+    key: bytes, data: bytes | None
+) -> None:
+    slow: dict[int, Value] = {1: {1: key}}
+    if data is not None:
+        slow[2] = {1: data}
+    (message,) = nft.add_elements("t", "m", [nft.Element(key, data)])
+    assert message.body.endswith(attribute(3 | 0x8000, attribute(1, slow)))
+
+
+def test_no_element_of_a_group_holds_a_verdict() -> None:
+    """The kernel would walk the whole map at each change, to look for loops."""
+    edits = balancer.plan(balancer.address_key("10.0.0.2"), None, {b"1234", b"5678"})[1]
+    edits += balancer.plan(balancer.address_key("10.0.0.3"), None, ())[1]
+    for message in balancer.messages("t", edits):
+        assert b"n2\0" not in message.body
+        assert b"rej\0" not in message.body

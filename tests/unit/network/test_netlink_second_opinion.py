@@ -35,10 +35,10 @@ def test_a_vxlan() -> None:
 
 def test_a_neighbour_and_a_forwarding_entry() -> None:
     mac = "02:42:0a:00:01:05"
-    neighbour = read(ndmsg, rtnl.neighbour(7, IPv4Address("10.0.1.5"), mac))
+    neighbour = read(ndmsg, rtnl.neighbour(7, "10.0.1.5", mac))
     assert neighbour["ifindex"] == 7
     assert neighbour.get_attr("NDA_DST") == "10.0.1.5"
     assert neighbour.get_attr("NDA_LLADDR") == mac
-    entry = read(ndmsg, rtnl.vtep(7, mac, IPv4Address("192.0.2.2"), bridged=False))
+    entry = read(ndmsg, rtnl.vtep(7, mac, "192.0.2.2", bridged=False))
     assert entry.get_attr("NDA_DST") == "192.0.2.2"
     assert entry.get_attr("NDA_LLADDR") == mac

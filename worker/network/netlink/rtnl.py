@@ -36,6 +36,7 @@ _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_PAIR = struct.Struct("=BxxxiHBB HH6s2x HH4s")
 _RULE = struct.Struct("=BBBBBBBBI")
 
 _UP = 0x1
@@ -327,23 +328,31 @@ def _neighbour(
     return Message(NEWNEIGH, _REPLACE, body)
 
 
-def neighbour(index: int, address: IPv4Address, mac: str, delete: bool = False) -> Message:
+def neighbour(index: int, address: str, mac: str, delete: bool = False) -> Message:
     """ip neigh replace|del ADDRESS lladdr MAC dev INDEX nud permanent"""
-    values: dict[int, Value] = {_NDA_DST: address.packed, _NDA_LLADDR: mac_bytes(mac)}
-    return _neighbour(delete, socket.AF_INET, index, _NUD_PERMANENT, 0, values)
+    return _pair(delete, socket.AF_INET, index, _NUD_PERMANENT, 0, address, mac)
 
 
-def vtep(
-    index: int, mac: str, address: IPv4Address, *, bridged: bool, delete: bool = False
-) -> Message:
+def vtep(index: int, mac: str, address: str, *, bridged: bool, delete: bool = False) -> Message:
     """bridge fdb replace|del MAC dev INDEX self [master] static dst ADDRESS
 
     `bridged`: the vxlan is a bridge's port, and the bridge is to know the way as well. The state
     is the one that means "does not age" to both: permanent would mean "here" to a bridge.
     """
     flags = _NTF_SELF | (_NTF_MASTER if bridged else 0)
-    values: dict[int, Value] = {_NDA_LLADDR: mac_bytes(mac), _NDA_DST: address.packed}
-    return _neighbour(delete, AF_BRIDGE, index, _NUD_REACHABLE | _NUD_NOARP, flags, values)
+    return _pair(delete, AF_BRIDGE, index, _NUD_REACHABLE | _NUD_NOARP, flags, address, mac)
+
+
+def _pair(
+    delete: bool, family: int, index: int, state: int, flags: int, address: str, mac: str
+) -> Message:
+    """`_neighbour` with an address and a MAC, packed at once: there are ten thousands of them."""
+    body = _PAIR.pack(
+        family, index, state, flags, 0,
+        10, _NDA_LLADDR, mac_bytes(mac),
+        8, _NDA_DST, socket.inet_pton(socket.AF_INET, address),
+    )  # fmt: skip
+    return Message(DELNEIGH, NLM_F_REQUEST, body) if delete else Message(NEWNEIGH, _REPLACE, body)
 
 
 def local_port(index: int, mac: str, delete: bool = False) -> Message:
