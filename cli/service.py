@@ -17,6 +17,7 @@ from cli.progress import wait_converged
 from cli.rebalance import rebalance_services
 from cli.revisions import show_history
 from cli.secret import references
+from cli.service_exec import exec_in_service
 from cli.service_spec import created, mode_name, rescale, updated
 from cli.tasks import show_tasks
 from cli.wishes import wish_options
@@ -300,6 +301,7 @@ def remove(client: Client, services: tuple[str, ...]) -> None:
 
 
 service.add_command(rebalance_services)
+service.add_command(exec_in_service)
 
 
 def _with_image(flags: dict[str, Any], *, required: bool) -> dict[str, Any]:

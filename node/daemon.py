@@ -19,6 +19,7 @@ from common.clock import Clock
 from common.config import DaemonConfig
 from common.errors import Conflict, Invalid, NotManager
 from common.ids import Ids
+from common.streams import Stream
 from manager.manager import Manager
 from manager.parts import MakeParts
 from node.forward import LEADER_WAIT_S, forward
@@ -90,6 +91,14 @@ class Daemon:
         if member is None or member.manager is None:
             raise NotManager("this node stopped being a manager; ask another one")
         return await forward(member.trust.client, member.manager, request, wait_s)
+
+    async def stream_to_leader(self, path: str) -> Stream:
+        """A stream to `path` of the leading manager's API."""
+        member = self.swarm.member
+        if member is None or member.manager is None:
+            raise NotManager("this node stopped being a manager; ask another one")
+        address = member.manager.leader_address or member.manager.address
+        return await member.trust.client.stream(address, f"/forward{path}")
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until `stopping`. Raises ShoalError for what keeps it from starting."""

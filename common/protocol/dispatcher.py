@@ -14,6 +14,7 @@ One stream per agent, opened by the agent, one MessagePack message per frame.
                                     ◄──────   SessionUpdate(role, managers, heartbeat)
                                     ◄──────   LogRequest(…) / LogCancel
       LogChunk / LogEnd             ──────►   ◄──────  LogCredit
+    and what execs.py has
 """
 
 import msgspec
@@ -21,6 +22,7 @@ import msgspec
 from common.model.node import NodeDescription
 from common.model.secret import Config, Secret
 from common.model.task import Task, TaskStatus
+from common.protocol.execs import FromAgentExec, ToAgentExec
 from common.protocol.network import NetworkChange
 
 PROTOCOL_VERSION = 1
@@ -169,7 +171,7 @@ class LogEnd(msgspec.Struct, frozen=True, kw_only=True, tag="log-end"):
     error: str = ""
 
 
-FromAgent = Hello | Applied | StatusReport | Heartbeat | Resync | LogChunk | LogEnd
+FromAgent = Hello | Applied | StatusReport | Heartbeat | Resync | LogChunk | LogEnd | FromAgentExec
 ToAgent = (
     Welcome
     | Redirect
@@ -181,6 +183,7 @@ ToAgent = (
     | LogRequest
     | LogCredit
     | LogCancel
+    | ToAgentExec
 )
 
 _encoder = msgspec.msgpack.Encoder()

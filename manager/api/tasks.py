@@ -3,12 +3,14 @@
 import heapq
 from collections.abc import Mapping, Sequence
 
-from common.errors import Invalid
+from common.errors import Conflict, Invalid
 from common.model.node import Node
 from common.model.service import Service
 from common.model.task import Task, TaskState
 from manager.api.filters import Filters, Test, boolean, has_label, one_of, passing, select
+from manager.api.nodes import find_node
 from manager.api.refs import resolve
+from manager.api.services import find_service
 from manager.orchestrator.dirty import is_dirty
 from manager.store.store import Store, View
 
@@ -43,6 +45,27 @@ class Tasks:
         view = self._store.view()
         task = view.get(Task, ref)
         return task or resolve("task", ref, view.find(Task), lambda task: (task.name,))
+
+    def running_of(self, ref: str, slot: int | None = None, node: str = "") -> Task:
+        """A task that runs of service `ref`: of `slot`, on `node`, or the first there is.
+
+        Raises NotFound, Invalid (ambiguous), and Conflict if no such task runs.
+        """
+        view = self._store.view()
+        service = find_service(view, ref)
+        node_id = find_node(view, node).id if node else ""
+        found = [
+            task
+            for task in view.find(Task, service_id=service.id)
+            if task.status.state is TaskState.RUNNING
+            and task.desired_state <= TaskState.COMPLETE
+            and slot in (None, task.slot)
+            and node_id in ("", task.node_id)
+        ]
+        if not found:
+            place = f" in slot {slot}" if slot is not None else f" on node {node}" if node else ""
+            raise Conflict(f"no task of service {service.spec.name} runs{place}; see service ps")
+        return min(found, key=lambda task: (task.slot, task.created_at, task.id))
 
     def peek(self, id: str) -> Task | None:
         """The task of that id, if it is still known."""

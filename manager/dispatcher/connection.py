@@ -20,13 +20,14 @@ from common.protocol.dispatcher import (
     ToAgent,
     encode,
 )
+from common.protocol.execs import ToAgentExec
 from common.streams import Stream, StreamClosed
 
 ASSIGNS_MAX = 64
 LOG_MESSAGES_MAX = 4096
 SEND_S = 10.0
 
-LogMessage = LogRequest | LogCredit | LogCancel
+LogMessage = LogRequest | LogCredit | LogCancel | ToAgentExec
 
 
 class Connection:

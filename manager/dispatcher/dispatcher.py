@@ -27,9 +27,7 @@ from common.protocol.dispatcher import (
     FromAgent,
     Heartbeat,
     Hello,
-    LogCancel,
     LogChunk,
-    LogCredit,
     LogEnd,
     LogLine,
     LogRequest,
@@ -44,11 +42,13 @@ from common.protocol.dispatcher import (
     decode_from_agent,
     encode,
 )
+from common.protocol.execs import ExecEnd, ExecOutput, ExecTaken
 from common.streams import Stream, StreamClosed
 from manager.dispatcher import nodes
 from manager.dispatcher.admission import Admission
 from manager.dispatcher.assignments import Assignments, Hold
-from manager.dispatcher.connection import Connection
+from manager.dispatcher.connection import Connection, LogMessage
+from manager.dispatcher.execs import ExecRelay
 from manager.dispatcher.logs import LogRelay
 from manager.dispatcher.sessions import Liveness
 from manager.dispatcher.statuses import StatusIntake
@@ -91,7 +91,8 @@ class Dispatcher:
         self._liveness = Liveness(1.0, silent_elsewhere)
         self._admission = Admission(store, self._ids, self._on_registered)
         self._intake = StatusIntake(store, self._assignments.node_of, self._on_stored)
-        self._relay = LogRelay(self._ids, self._send_log, self._now_ns)
+        self._relay = LogRelay(self._ids, self._relay_to, self._now_ns)
+        self.execs = ExecRelay(self._ids, self._relay_to)
         self._connections: dict[str, Connection] = {}
         self._sequences: dict[str, int] = {}  # last assignment sent, by node; spans sessions
         self._applied: dict[str, int] = {}
@@ -374,6 +375,7 @@ class Dispatcher:
         self._connections[node_id] = connection
         self._liveness.heard(node_id, self._now())
         self._relay.disconnected(node_id)
+        self.execs.disconnected(node_id)
         self._relay.connected(node_id)
         try:
             async with asyncio.TaskGroup() as group:
@@ -387,6 +389,7 @@ class Dispatcher:
                 del self._connections[node_id]
                 self._assignments.disconnect(node_id)
                 self._relay.disconnected(node_id)
+                self.execs.disconnected(node_id)
 
     async def _read(self, connection: Connection, stream: Stream) -> None:
         while True:
@@ -414,6 +417,8 @@ class Dispatcher:
                 self._relay.chunk(node_id, message)
             case LogEnd():
                 self._relay.end(node_id, message)
+            case ExecOutput() | ExecTaken() | ExecEnd():
+                self.execs.take(node_id, message)
             case Hello():
                 raise StreamClosed("hello in the middle of a session")
 
@@ -482,7 +487,7 @@ class Dispatcher:
         finally:
             await lines.aclose()  # type: ignore[attr-defined]
 
-    def _send_log(self, node_id: str, message: LogRequest | LogCredit | LogCancel) -> bool:
+    def _relay_to(self, node_id: str, message: LogMessage) -> bool:
         connection = self._connections.get(node_id)
         if connection is None:
             return False

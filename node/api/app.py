@@ -25,6 +25,7 @@ from node.api.pruning import PruneRoutes
 from node.api.refused import RefusedRoutes
 from node.api.routes import API_VERSION_ASKED, Handler, Route
 from node.api.secrets import ConfigRoutes, SecretRoutes
+from node.api.service_exec import ServiceExecRoutes
 from node.api.services import ServiceRoutes
 from node.api.swarm import SwarmRoutes
 from node.api.system import API_VERSION, MIN_API_VERSION, SystemRoutes
@@ -52,6 +53,7 @@ def make_app(daemon: Daemon) -> web.Application:
         SwarmRoutes(daemon),
         NodeRoutes(daemon),
         ServiceRoutes(daemon),
+        ServiceExecRoutes(daemon),
         SecretRoutes(daemon),
         ConfigRoutes(daemon),
         TaskRoutes(daemon),

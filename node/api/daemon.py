@@ -7,6 +7,7 @@ from aiohttp import web
 from common.clock import Clock
 from common.config import DaemonConfig
 from common.ids import Ids
+from common.streams import Stream
 from manager.manager import Manager
 from node.swarm import Swarm
 from worker.engine.engine import Engine
@@ -35,6 +36,10 @@ class Daemon(Protocol):
     def manager(self) -> Manager | None: ...
     @property
     def swarm(self) -> Swarm: ...
+
+    async def stream_to_leader(self, path: str) -> Stream:
+        """A stream to `path` of the leading manager's API. Raises ShoalError."""
+        ...
 
     async def forward(self, request: web.Request, wait_s: float = ...) -> web.StreamResponse:
         """Hand `request` to the leading manager and stream its answer back; `wait_s`: how long to

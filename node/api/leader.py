@@ -120,6 +120,13 @@ def manager_or_none(daemon: Daemon) -> Manager | None:
     return daemon.manager
 
 
+def require_manager(daemon: Daemon) -> Manager:
+    """The manager of this node. Raises as `on_leader` does where there is none."""
+    if daemon.manager is None:
+        raise _nothing_here(daemon)
+    return daemon.manager
+
+
 def _nothing_here(daemon: Daemon) -> Unavailable:
     if daemon.swarm.state == "locked":
         return Locked()

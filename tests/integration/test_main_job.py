@@ -1,9 +1,13 @@
 """The demo's story, step by step, as assertions. The tests build on one another."""
 
+import subprocess
+import sys
+
 import pytest
 
 from lab.api import wait_until
 from lab.cluster import Cluster
+from lab.machine import Machine
 from lab.story import REPLICAS, Answers, Story, evenness
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -31,6 +35,35 @@ def assert_even(answers: Answers, responders: int = REPLICAS) -> None:
 def test_six_replicas_are_spread_over_three_machines(story: Story) -> None:
     """SCH 3."""
     assert story.spread() == {"m1": 2, "m2": 2, "m3": 2}
+
+
+def test_a_command_runs_in_a_task_wherever_it_is(story: Story) -> None:
+    """service exec: through any manager, with standard input and the exit code; and a plan."""
+
+    def shoal(machine: Machine, *line: str, data: bytes = b"") -> tuple[int, bytes]:
+        command = [sys.executable, "-m", "cli.main", "-H", machine.host, *line]
+        done = subprocess.run(command, input=data, capture_output=True, timeout=30, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    api = story.cluster.machines[0].api
+    tasks = [task for task in api.get("/tasks") if task["Status"]["State"] == "running"]
+    first = next(task for task in tasks if task.get("Slot") == 1)
+    name = api.get(f"/services/{first['ServiceID']}")["Spec"]["Name"]
+    script = "cat; echo $NUMBER >&2; hostname; exit 9"
+    for machine in story.cluster.machines:
+        line = ["service", "exec", "-i", "-e", "NUMBER=5", f"{name}.1", "sh", "-c", script]
+        code, said = shoal(machine, *line, data=b"x" * 300_000)
+        assert code == 9, said[-200:]
+        container = first["Status"]["ContainerStatus"]["ContainerID"]
+        assert said.count(b"x") == 300_000
+        assert b"5\n" in said
+        assert container[:12].encode() in said
+        code, said = shoal(machine, "service", "exec", f"{name}.99", "true")
+        assert (code, b"no task of service" in said) == (1, True)
+        assert shoal(machine, "service", "exec", name, "nothing-there")[0] == 127
+        code, said = shoal(machine, "node", "drain", "--dry-run", "m3")
+        assert code == 0
+        assert b"2 to move" in said
 
 
 def test_the_virtual_ip_is_answered_evenly_by_all(story: Story) -> None:

@@ -12,7 +12,9 @@ import msgspec
 from common.errors import Conflict, NotFound, ShoalError, Unavailable
 from common.model.task import Task
 from common.protocol.dispatcher import LogLine, LogRequest
+from common.protocol.execs import ExecRequest
 from common.protocol.network import NetworkChange, NetworkItem, digest, key
+from worker.agent.execs import NotStarted, Process
 from worker.agent.steps import Seen
 from worker.agent.task_files import TaskFiles
 
@@ -110,6 +112,14 @@ class FakeEngine:
         if request.follow:
             await asyncio.Event().wait()
 
+    async def exec(self, request: ExecRequest) -> Process:
+        if request.task_id not in self._containers:
+            raise Conflict(f"container of {request.task_id} is not running")
+        if request.command == ("nothing",):
+            raise NotStarted("exec failed: nothing: not found", 127)
+        self.process = FakeProcess()
+        return self.process
+
     # What tests do to containers
 
     def exit(self, task_id: str, code: int, *, oom: bool = False) -> None:
@@ -133,6 +143,34 @@ class FakeEngine:
 
     async def _work(self) -> None:
         await asyncio.sleep(self._rng.uniform(0, self.step_s))
+
+
+class FakeProcess:
+    """Says hello and shouts back what it is told; ends with its input, as `7`."""
+
+    def __init__(self) -> None:
+        self.output: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
+        self.output.put_nowait((1, b"hello"))
+        self.size: tuple[int, int] | None = None
+        self.closed = False
+
+    async def read(self) -> tuple[int, bytes] | None:
+        return await self.output.get()
+
+    async def write(self, data: bytes) -> None:
+        self.output.put_nowait((2, data.upper()))
+
+    async def close_stdin(self) -> None:
+        self.output.put_nowait(None)
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def resize(self, rows: int, columns: int) -> None:
+        self.size = rows, columns
+
+    async def exit_code(self) -> int | None:
+        return 7
 
 
 class FakeNetworks:

@@ -31,9 +31,11 @@ from common.protocol.dispatcher import (
     Welcome,
     task_mark,
 )
+from common.protocol.execs import ExecRequest, FromAgentExec
 from common.protocol.network import Digest, NetworkChange
 from common.streams import Stream
 from worker.agent.driver import Driver, remove_leftover
+from worker.agent.execs import ExecRunner
 from worker.agent.executor import Executor
 from worker.agent.journal import Journal
 from worker.agent.logs import LogSender
@@ -256,6 +258,11 @@ class Agent:
         self, request: LogRequest, send: Callable[[LogChunk | LogEnd], Awaitable[None]]
     ) -> LogSender:
         return LogSender(request, self._executor, self._made, send)
+
+    def exec_runner(
+        self, request: ExecRequest, send: Callable[[FromAgentExec], Awaitable[None]]
+    ) -> ExecRunner:
+        return ExecRunner(request, self._executor.exec, send)
 
     async def _made(self, task_id: str) -> bool:
         driver = self._drivers.get(task_id)

@@ -14,9 +14,13 @@ from common.model.image import RegistryAuth
 from common.model.node import NodeDescription
 from common.model.task import PortConfig, PortStatus, Task
 from common.protocol.dispatcher import LogLine, LogRequest
+from common.protocol.execs import ExecRequest
 from worker.agent import spec
+from worker.agent.execs import NotStarted, Process
 from worker.agent.steps import Seen
 from worker.agent.task_files import TaskFiles, wanted
+from worker.engine.exec import ExecConfig, ExecFailed
+from worker.engine.streams import Nothing, Pipes
 
 if TYPE_CHECKING:
     from worker.engine.container import Container
@@ -66,6 +70,10 @@ class Executor(Protocol):
 
     def logs(self, task_id: str, request: LogRequest) -> AsyncIterator[LogLine]:
         """Lines of the container; an asynchronous generator."""
+        ...
+
+    async def exec(self, request: ExecRequest) -> Process:
+        """Run a process in the container. Raises NotStarted, Conflict (it does not run)."""
         ...
 
 
@@ -169,6 +177,27 @@ class EngineExecutor:
                     task_id=task_id, stream=line.stream, time_ns=line.time_ns, data=line.data
                 )
 
+    async def exec(self, request: ExecRequest) -> Process:
+        config = ExecConfig(
+            attach_stdin=request.stdin,
+            attach_stdout=True,
+            attach_stderr=True,
+            tty=request.tty,
+            env=request.env,
+            cmd=request.command,
+            privileged=request.privileged,
+            user=request.user,
+            working_dir=request.workdir,
+            console_size=request.size,
+        )
+        exec_id = await self._engine.exec_create(self._must_find(request.task_id), config)
+        try:
+            pipes = await self._engine.exec_start(exec_id, request.tty, request.detach)
+        except ExecFailed as error:
+            code: int = self._engine.exec_inspect(exec_id)["ExitCode"]
+            raise NotStarted(str(error), code) from error
+        return _EngineProcess(self._engine, exec_id, pipes or Nothing(()), detached=pipes is None)
+
     @property
     def _known(self) -> dict[str, str]:
         if self._containers is None:
@@ -190,6 +219,33 @@ class EngineExecutor:
         if container is None:
             raise NotFound(f"the container of task {task_id} is gone")
         return container.id
+
+
+class _EngineProcess:
+    """A Process (execs.py) of the engine."""
+
+    def __init__(
+        self, engine: "Engine", exec_id: str, stdio: Pipes | Nothing, *, detached: bool
+    ) -> None:
+        self._engine = engine
+        self._exec_id = exec_id
+        self._detached = detached
+        self._stdio = stdio
+        self.read = stdio.read
+        self.write = stdio.write
+        self.close_stdin = stdio.close_stdin
+        self.close = stdio.close
+
+    def resize(self, rows: int, columns: int) -> None:
+        if isinstance(self._stdio, Pipes):
+            self._stdio.resize(rows, columns)
+
+    async def exit_code(self) -> int | None:
+        if self._detached:
+            return None
+        await self._engine.exec_wait(self._exec_id)
+        code: int | None = self._engine.exec_inspect(self._exec_id)["ExitCode"]
+        return code
 
 
 def _seen(container: "Container") -> Seen:

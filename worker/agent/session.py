@@ -33,7 +33,17 @@ from common.protocol.dispatcher import (
     decode_to_agent,
     encode,
 )
+from common.protocol.execs import (
+    ExecCancel,
+    ExecCredit,
+    ExecEnd,
+    ExecInput,
+    ExecRequest,
+    ExecResize,
+    FromAgentExec,
+)
 from common.streams import Stream, StreamClosed
+from worker.agent.execs import ExecRunner
 from worker.agent.logs import LogSender
 from worker.agent.reporter import Reporter
 
@@ -45,6 +55,7 @@ SILENCE_BEATS = 3  # a manager that answers none of so many heartbeats is gone
 JITTER = 0.1
 ASSIGNS_MAX = 16
 LOG_REQUESTS_MAX = 64
+EXECS_MAX = 64
 STORED_S = 30.0  # a leader that commits nothing for so long is none
 RESYNC_WAIT_S = 1.5  # complete sets may not be asked for faster (dispatcher.RESYNC_S)
 
@@ -73,6 +84,10 @@ class Work(Protocol):
     def log_sender(
         self, request: LogRequest, send: Callable[[LogChunk | LogEnd], Awaitable[None]]
     ) -> LogSender: ...
+
+    def exec_runner(
+        self, request: ExecRequest, send: Callable[[FromAgentExec], Awaitable[None]]
+    ) -> ExecRunner: ...
 
 
 class Ended(Exception):
@@ -104,8 +119,9 @@ class Session:
         self._heard = 0.0
         self._sequence: int | None = None  # last assignment applied; None: want a complete one
         self._settled = False  # the node agrees with `_sequence` just now
-        self._assigns: asyncio.Queue[Assign | LogRequest] = asyncio.Queue(ASSIGNS_MAX)
+        self._assigns: asyncio.Queue[Assign | LogRequest | ExecRequest] = asyncio.Queue(ASSIGNS_MAX)
         self._senders: dict[str, tuple[LogSender, asyncio.Task[None]]] = {}
+        self._execs: dict[str, tuple[ExecRunner, asyncio.Task[None]]] = {}
         self._sending = asyncio.Lock()
 
     async def run(self, hello: Hello) -> None:
@@ -142,7 +158,7 @@ class Session:
 
     async def _take(self, message: ToAgent) -> None:
         match message:
-            case Assign() | LogRequest():
+            case Assign() | LogRequest() | ExecRequest():
                 # In one line: lines may be asked for of a task that was assigned just before.
                 await self._assigns.put(message)
             case StatusStored():
@@ -157,6 +173,12 @@ class Session:
             case LogCancel():
                 if message.request_id in self._senders:
                     self._senders[message.request_id][1].cancel()
+            case ExecInput() | ExecCredit() | ExecResize():
+                if message.request_id in self._execs:
+                    self._execs[message.request_id][0].take(message)
+            case ExecCancel():
+                if message.request_id in self._execs:
+                    self._execs[message.request_id][1].cancel()
             case Redirect() | Refused():
                 raise Ended(message)
             case Alive():
@@ -174,6 +196,16 @@ class Session:
         self._senders[request.request_id] = sender, task
         task.add_done_callback(lambda _: self._senders.pop(request.request_id, None))
 
+    async def _begin_exec(self, request: ExecRequest, group: asyncio.TaskGroup) -> None:
+        if len(self._execs) >= EXECS_MAX:
+            error = f"this node already runs {EXECS_MAX} processes for clients of the cluster"
+            await self._send(ExecEnd(request_id=request.request_id, error=error))
+            return
+        runner = self._work.exec_runner(request, self._send)
+        task = group.create_task(runner.run(), name="exec")
+        self._execs[request.request_id] = runner, task
+        task.add_done_callback(lambda _: self._execs.pop(request.request_id, None))
+
     # Assignments
 
     async def _apply(self, group: asyncio.TaskGroup) -> None:
@@ -181,6 +213,8 @@ class Session:
             message = await self._assigns.get()
             if isinstance(message, Assign):
                 await self._apply_one(message)
+            elif isinstance(message, ExecRequest):
+                await self._begin_exec(message, group)
             else:
                 await self._begin_logs(message, group)
 
