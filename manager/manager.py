@@ -31,7 +31,6 @@ from common.tasks import end, own
 from common.tls import Identity
 from manager import leader
 from manager.ca.authority import Authority, removed
-from manager.parts import MakeParts, Term
 from manager.raft.config import RaftConfig
 from manager.raft.disk import FileDisk
 from manager.raft.driver import Driver, bootstrap
@@ -41,6 +40,7 @@ from manager.raft.message import Member
 from manager.raft.network import Peers
 from manager.roles import RoleManager
 from manager.store.store import Store, Tx
+from manager.term import MakeParts, Term
 from manager.transport import dialler
 
 log = logging.getLogger(__name__)

@@ -1,10 +1,6 @@
 """What a manager is made of besides its log and store, and what of it runs while it leads."""
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
-
-import msgspec
 
 from common.clock import Clock
 from common.config import DaemonConfig
@@ -25,24 +21,7 @@ from manager.raft.driver import Driver
 from manager.raft.keyring import new_unlock_key
 from manager.scheduler.scheduler import Scheduler
 from manager.store.store import Store
-
-
-class Term(msgspec.Struct, frozen=True):
-    """What runs while this manager leads, made anew for each term."""
-
-    dispatcher: Any
-    loops: Sequence[Any]
-
-
-class Parts(Protocol):
-    """Of one manager."""
-
-    @property
-    def api(self) -> Any: ...
-    def term(self) -> Term: ...
-
-
-MakeParts = Callable[[Store, Driver, DaemonConfig, Clock, Ids, random.Random], Parts]
+from manager.term import Term
 
 
 class ManagerParts:

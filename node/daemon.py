@@ -21,7 +21,7 @@ from common.errors import Conflict, Invalid, NotManager
 from common.ids import Ids
 from common.streams import Stream
 from manager.manager import Manager
-from manager.parts import MakeParts
+from manager.term import MakeParts
 from node.forward import LEADER_WAIT_S, forward
 from node.identity import IdentityFiles
 from node.member import Surroundings

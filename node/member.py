@@ -28,8 +28,8 @@ from common.tasks import end, own
 from common.tls import MANAGER, WORKER, Credentials
 from manager.ca.authority import removed
 from manager.manager import Manager
-from manager.parts import MakeParts
 from manager.raft.keyring import guard_of
+from manager.term import MakeParts
 from node.address import (
     Interface,
     advertised,

@@ -20,9 +20,9 @@ from common.model.node import Node, NodeDescription, NodeState, Role
 from common.protocol import dispatcher as protocol
 from common.streams import Stream, StreamClosed
 from common.tasks import end
-from manager.parts import Term
 from manager.raft.driver import Driver
 from manager.store.store import Store
+from manager.term import Term
 from node.identity import IdentityFiles
 from node.member import AgentSeams, Surroundings
 from node.swarm import InitRequest, JoinRequest, Swarm
