@@ -1,6 +1,7 @@
 """The two engines with Docker's HTTP API, each private and in network and mount namespaces of its
 own, and the client that asks both of them in the same way."""
 
+import abc
 import contextlib
 import http.client
 import json
@@ -93,7 +94,7 @@ class Namespaces:
         self._holder.wait()
 
 
-class HttpEngine:
+class HttpEngine(abc.ABC):
     """`name` is the row's; `base` is the folder of all its state, named in every helper's command
     line."""
 
@@ -107,8 +108,9 @@ class HttpEngine:
         self._local = threading.local()
         base.mkdir(parents=True)
 
+    @abc.abstractmethod
     def _argv(self) -> list[str]:
-        raise NotImplementedError
+        """The command line of the daemon."""
 
     def _environment(self) -> dict[str, str]:
         return {}

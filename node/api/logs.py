@@ -12,6 +12,7 @@ from node.api.daemon import Daemon
 from node.api.streaming import MULTIPLEXED, RAW, closable, frame, start, timestamp
 from worker.engine import logoptions
 from worker.engine.logs import LogLine as EngineLine
+from worker.engine.logs import LogQuery
 
 
 def tail(request: web.Request) -> int:
@@ -35,8 +36,7 @@ async def container_logs(request: web.Request, daemon: Daemon) -> web.StreamResp
     """GET /containers/{id}/logs."""
     container = daemon.engine.find(request.match_info["id"])
     stdout, stderr = streams(request)
-    batches = daemon.engine.log_batches(
-        container.id,
+    query = LogQuery(
         follow=body.flag(request, "follow"),
         stdout=stdout,
         stderr=stderr,
@@ -44,6 +44,7 @@ async def container_logs(request: web.Request, daemon: Daemon) -> web.StreamResp
         until_ns=body.time_ns(request, "until"),
         tail=tail(request),
     )
+    batches = daemon.engine.log_batches(container.id, query)
     times, tty = body.flag(request, "timestamps"), container.config.tty
     details = logoptions.details(container.record) if body.flag(request, "details") else None
     response = await start(request, RAW if tty else MULTIPLEXED)

@@ -14,6 +14,7 @@ from common.model.image import ImageConfig
 from tests.support.fake_node import EngineNode, busybox_root, engine_node
 from tests.support.inside import begin, inside
 from worker.engine.exec import ExecConfig
+from worker.engine.logs import LogQuery
 from worker.runtime import mounts
 from worker.runtime import syscalls as sc
 
@@ -207,7 +208,7 @@ async def test_mounts_of_a_container(
     bind = f"{shared}:/mnt" + (f":{kind}" if kind else "")
     host = HostConfig(binds=(bind,), cap_add=("SYS_ADMIN",))
     ref = await begin(node, "mount -t tmpfs none /mnt/sub && echo up; sleep 100", host)
-    async for line in node.engine.logs(ref, follow=True):
+    async for line in node.engine.logs(ref, LogQuery(follow=True)):
         assert line.data == b"up\n"
         break
     assert os.path.ismount(shared / "sub") is arrives  # noqa: ASYNC240

@@ -15,6 +15,7 @@ from common.errors import Invalid, NotFound, ShoalError
 from common.model.container import ContainerCreate, HostConfig
 from tests.support.fake_node import EngineNode, engine_node
 from worker.engine.engine import Engine
+from worker.engine.logs import LogQuery
 from worker.images.unpack import unpack
 
 pytestmark = pytest.mark.root
@@ -39,7 +40,7 @@ async def container(engine: Engine, script: str, run: bool = True, **fields: obj
     await engine.start(ref)
     async with asyncio.timeout(20):
         if run:
-            async for found in engine.logs(ref, follow=True):
+            async for found in engine.logs(ref, LogQuery(follow=True)):
                 if found.data == b"done\n":
                     break
             assert engine.find(ref).live

@@ -16,6 +16,7 @@ from common.model.mounts import Mount, TmpfsOptions, VolumeOptions
 from common.model.task import Ulimit
 from tests.support.fake_node import EngineNode, busybox_root, engine_node
 from tests.support.inside import begin, inside, status
+from worker.engine.logs import LogQuery
 from worker.runtime import capabilities
 
 pytestmark = pytest.mark.root
@@ -315,7 +316,7 @@ async def test_init_reaps_and_passes_signals(node: EngineNode) -> None:
     )
     ref = await node.engine.create(body)
     await node.engine.start(ref)
-    async for line in node.engine.logs(ref, follow=True):
+    async for line in node.engine.logs(ref, LogQuery(follow=True)):
         assert line.data == b"2\n"
         break
     await node.engine.stop(ref, timeout_s=10)

@@ -12,6 +12,7 @@ from common.errors import Conflict, Invalid, NotFound
 from common.model.container import ContainerCreate, HostConfig, RestartRule
 from tests.support.fake_node import EngineNode, engine_node
 from worker.engine.engine import Engine
+from worker.engine.logs import LogQuery
 
 pytestmark = pytest.mark.root
 
@@ -70,7 +71,7 @@ async def test_stop_signal_is_obeyed(engine: Engine) -> None:
         sh("trap 'exit 5' USR1; echo up; while :; do sleep 0.05; done", stop_signal="SIGUSR1")
     )
     await engine.start(container_id)
-    async for line in engine.logs(container_id, follow=True):
+    async for line in engine.logs(container_id, LogQuery(follow=True)):
         assert line.data == b"up\n"
         break
     await engine.stop(container_id, timeout_s=10)

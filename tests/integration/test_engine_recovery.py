@@ -12,6 +12,7 @@ from common.model.container import ContainerCreate, HostConfig, RestartRule
 from common.model.task import HealthConfig
 from tests.support.fake_node import EngineNode, abandon, engine_node
 from worker.engine.engine import Engine
+from worker.engine.logs import LogQuery
 from worker.engine.streams import ready
 from worker.runtime import syscalls as sc
 
@@ -93,7 +94,7 @@ async def test_another_keeper_takes_over(node: EngineNode) -> None:
         engine, "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; sleep 0.02; done; exit 4"
     )
     first = engine.keeper_pid
-    async for _ in engine.logs(ref, follow=True):
+    async for _ in engine.logs(ref, LogQuery(follow=True)):
         break
     os.kill(first, signal.SIGKILL)
     async with asyncio.timeout(20):

@@ -18,6 +18,7 @@ from node.api.routes import API_VERSION_ASKED
 from tests.support.fake_node import EngineNode, engine_node
 from worker.engine.engine import Engine
 from worker.engine.exec import ExecConfig
+from worker.engine.logs import LogQuery
 from worker.engine.streams import Attachment, Nothing, Pipes
 
 pytestmark = pytest.mark.root
@@ -220,15 +221,16 @@ async def test_logs_follow_tail_and_streams(engine: Engine) -> None:
         body("for i in 1 2 3 4; do echo $i; done; echo e >&2; printf end; sleep 0.3")
     )
     await engine.start(ref)
-    followed = [line.data async for line in engine.logs(ref, follow=True)]
+    followed = [line.data async for line in engine.logs(ref, LogQuery(follow=True))]
     assert followed == [b"1\n", b"2\n", b"3\n", b"4\n", b"e\n", b"end"]
-    assert [line.data async for line in engine.logs(ref, tail=2)] == [b"e\n", b"end"]
-    assert [line.data async for line in engine.logs(ref, stdout=False)] == [b"e\n"]
-    assert [line.data async for line in engine.logs(ref, tail=0)] == []
+    assert [line.data async for line in engine.logs(ref, LogQuery(tail=2))] == [b"e\n", b"end"]
+    assert [line.data async for line in engine.logs(ref, LogQuery(stdout=False))] == [b"e\n"]
+    assert [line.data async for line in engine.logs(ref, LogQuery(tail=0))] == []
     every = [line async for line in engine.logs(ref)]
     first = every[0]
-    assert [line.data async for line in engine.logs(ref, until_ns=first.time_ns - 1)] == []
-    assert len([line async for line in engine.logs(ref, since_ns=first.time_ns)]) == 6
+    before = LogQuery(until_ns=first.time_ns - 1)
+    assert [line.data async for line in engine.logs(ref, before)] == []
+    assert len([line async for line in engine.logs(ref, LogQuery(since_ns=first.time_ns))]) == 6
 
 
 async def test_logs_rotate_under_a_follower(engine: Engine) -> None:
@@ -246,7 +248,7 @@ async def test_logs_rotate_under_a_follower(engine: Engine) -> None:
     lines: list[bytes] = []
 
     async def follow() -> None:
-        lines.extend([line.data async for line in engine.logs(ref, follow=True)])
+        lines.extend([line.data async for line in engine.logs(ref, LogQuery(follow=True))])
 
     following = asyncio.get_running_loop().create_task(follow())
     await stream.write(b"go\n")

@@ -13,6 +13,7 @@ from tests.support.fake_node import EngineNode
 from tests.support.inside import begin, inside, status
 from worker.engine import remap
 from worker.engine.engine import Engine
+from worker.engine.logs import LogQuery
 
 pytestmark = pytest.mark.root
 FIRST, COUNT = 200_000, 65_536
@@ -48,7 +49,7 @@ async def test_root_inside_is_nobody_outside(node: EngineNode) -> None:
     )
     ref = await begin(node, script)
     lines = []
-    async for line in node.engine.logs(ref, follow=True):
+    async for line in node.engine.logs(ref, LogQuery(follow=True)):
         lines.append(line.data.decode().split())
         if len(lines) == 5:
             break

@@ -11,6 +11,7 @@ from common.model.container import ContainerCreate, HostConfig
 from common.model.mounts import DriverConfig, Mount, VolumeOptions
 from tests.support.fake_node import EngineNode, engine_node
 from tests.support.inside import begin, inside
+from worker.engine.logs import LogQuery
 from worker.volumes import mounting
 
 pytestmark = pytest.mark.root
@@ -47,7 +48,7 @@ async def test_mounted_while_somebody_needs_it(node: EngineNode) -> None:
     assert not mounting.is_mounted(place)
     first = await begin(node, "echo 1 > /v/f; exec sleep 100", mounts("mem"))
     second = await begin(node, "until cat /v/f; do sleep 0.01; done; exec sleep 100", mounts("mem"))
-    async for line in node.engine.logs(second, follow=True):
+    async for line in node.engine.logs(second, LogQuery(follow=True)):
         if line.data == b"1\n":
             break
     assert await node.engine.volumes.size("mem") == -1

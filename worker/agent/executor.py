@@ -20,6 +20,7 @@ from worker.agent.execs import NotStarted, Process
 from worker.agent.steps import Seen
 from worker.agent.task_files import TaskFiles, wanted
 from worker.engine.exec import ExecConfig, ExecFailed
+from worker.engine.logs import LogQuery
 from worker.engine.streams import Nothing, Pipes
 
 if TYPE_CHECKING:
@@ -162,8 +163,7 @@ class EngineExecutor:
         self._known.pop(task_id, None)
 
     async def logs(self, task_id: str, request: LogRequest) -> AsyncIterator[LogLine]:
-        lines = self._engine.logs(
-            self._must_find(task_id),
+        query = LogQuery(
             follow=request.follow,
             stdout=request.stdout,
             stderr=request.stderr,
@@ -171,6 +171,7 @@ class EngineExecutor:
             until_ns=request.until_ns,
             tail=request.tail,
         )
+        lines = self._engine.logs(self._must_find(task_id), query)
         async with contextlib.aclosing(lines) as open_lines:  # type: ignore[type-var]
             async for line in open_lines:
                 yield LogLine(

@@ -25,7 +25,7 @@ from worker.engine.events import EventBus
 from worker.engine.exec import ExecConfig, Execs
 from worker.engine.health import Monitors
 from worker.engine.lifecycle import Lifecycle
-from worker.engine.logs import Batches, LogLine, Logs, each
+from worker.engine.logs import ALL, Batches, LogLine, LogQuery, Logs, each
 from worker.engine.memory_files import MemoryFiles
 from worker.engine.recovery import Recovery
 from worker.engine.runtimes import Runtimes
@@ -354,34 +354,16 @@ class Engine:
 
     # --- stdio
 
-    def logs(
-        self,
-        ref: str,
-        follow: bool = False,
-        stdout: bool = True,
-        stderr: bool = True,
-        since_ns: int = 0,
-        until_ns: int = 0,
-        tail: int = -1,
-    ) -> AsyncIterator[LogLine]:
+    def logs(self, ref: str, query: LogQuery = ALL) -> AsyncIterator[LogLine]:
         """An asynchronous generator: close it with `contextlib.aclosing`."""
-        return each(self.log_batches(ref, follow, stdout, stderr, since_ns, until_ns, tail))
+        return each(self.log_batches(ref, query))
 
-    def log_batches(
-        self,
-        ref: str,
-        follow: bool = False,
-        stdout: bool = True,
-        stderr: bool = True,
-        since_ns: int = 0,
-        until_ns: int = 0,
-        tail: int = -1,
-    ) -> Batches:
+    def log_batches(self, ref: str, query: LogQuery = ALL) -> Batches:
         """The same, many lines at once: much quicker if there are many."""
         container = self.find(ref)
         if container.host_config.log_config.type == "none":
             raise NotImplementedHere("configured logging driver does not support reading")
-        return self._logs.batches(container, follow, stdout, stderr, since_ns, until_ns, tail)
+        return self._logs.batches(container, query)
 
     async def _follow(self, container: Container, on: bool) -> None:
         if not container.removed and not self._closing:
@@ -403,7 +385,7 @@ class Engine:
             raise Conflict(f"container {container.name} is paused, unpause it first")
         before: tuple[tuple[int, bytes], ...] = ()
         if logs:
-            lines = each(self._logs.batches(container, stdout=stdout, stderr=stderr))
+            lines = each(self._logs.batches(container, LogQuery(stdout=stdout, stderr=stderr)))
             before = tuple([(line.stream, line.data) async for line in lines])
         if not stream:
             return Nothing(before)

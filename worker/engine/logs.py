@@ -26,6 +26,30 @@ class LogLine(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a log is wanted. Times are nanoseconds since 1970, 0: no bound; `tail`: only the last
+    lines, -1: all; `follow`: also what is yet to come, until the container has ended."""
+
+    follow: bool = False
+    stdout: bool = True
+    stderr: bool = True
+    since_ns: int = 0
+    until_ns: int = 0
+    tail: int = -1
+
+    def passes(self, line: LogLine) -> bool:
+        """Whether it is wanted, but for its place and the end of time."""
+        wanted = self.stdout if line.stream == logfile.STDOUT else self.stderr
+        return wanted and line.time_ns >= self.since_ns
+
+    def over(self, time_ns: int) -> bool:
+        """Whether that is behind the end."""
+        return 0 < self.until_ns < time_ns
+
+
+ALL = LogQuery()
+
+
 class Lines:
     """Makes lines of frames. A line's time is that of its first byte. Pure."""
 
@@ -152,53 +176,37 @@ class Logs:
     def followed(self) -> set[str]:
         return set(self._followers)
 
-    async def batches(
-        self,
-        container: Container,
-        follow: bool = False,
-        stdout: bool = True,
-        stderr: bool = True,
-        since_ns: int = 0,
-        until_ns: int = 0,
-        tail: int = -1,
-    ) -> Batches:
-        """Lines in the order of their writing, as many at once as there are, but never none.
-        Following ends when the container has ended."""
-        streams = {n for n, wanted in ((1, stdout), (2, stderr)) if wanted}
+    async def batches(self, container: Container, query: LogQuery = ALL) -> Batches:
+        """Lines in the order of their writing, as many at once as there are, but never none."""
         reader = Reader(self._folder(container.id) / logfile.NAME)
         lines, grown = Lines(), asyncio.Event()
 
-        def wanted(line: LogLine) -> bool:
-            return line.stream in streams and line.time_ns >= since_ns
-
         try:
-            if follow:
+            if query.follow:
                 await self._register(container, grown)
-            if tail >= 0:
-                last = await asyncio.to_thread(
-                    _last, reader, lines, wanted, tail, until_ns, not follow
-                )
+            if query.tail >= 0:
+                last = await asyncio.to_thread(_last, reader, lines, query)
                 if last:
                     yield last
             while True:
                 grown.clear()
                 live = container.live or container.state == "restarting"
                 frames = await asyncio.to_thread(reader.batch)
-                before = [frame for frame in frames if not 0 < until_ns < frame.time_ns]
-                if found := [line for f in before for line in lines.feed(f) if wanted(line)]:
+                before = [frame for frame in frames if not query.over(frame.time_ns)]
+                if found := [line for f in before for line in lines.feed(f) if query.passes(line)]:
                     yield found
                 if len(before) < len(frames):
                     return
                 if not frames:
-                    if not (follow and live):
+                    if not (query.follow and live):
                         break
-                    if not await self._wait(grown, until_ns):
+                    if not await self._wait(grown, query.until_ns):
                         break
-            if found := [line for line in lines.flush() if wanted(line)]:
+            if found := [line for line in lines.flush() if query.passes(line)]:
                 yield found
         finally:
             reader.close()
-            if follow:
+            if query.follow:
                 await self._unregister(container, grown)
 
     async def _wait(self, grown: asyncio.Event, until_ns: int) -> bool:
@@ -223,20 +231,13 @@ class Logs:
             await self._follow(container, False)
 
 
-def _last(
-    reader: Reader,
-    lines: Lines,
-    wanted: Callable[[LogLine], bool],
-    count: int,
-    until_ns: int,
-    complete: bool,
-) -> list[LogLine]:
-    """The last `count` lines that are there now; `complete`: with one that has no end."""
-    kept: deque[LogLine] = deque(maxlen=count)
+def _last(reader: Reader, lines: Lines, query: LogQuery) -> list[LogLine]:
+    """The last lines that are there now; with one that has no end, unless that may yet come."""
+    kept: deque[LogLine] = deque(maxlen=query.tail)
     while frames := reader.batch():
         for frame in frames:
-            if not 0 < until_ns < frame.time_ns:
-                kept.extend(line for line in lines.feed(frame) if wanted(line))
-    if complete:
-        kept.extend(line for line in lines.flush() if wanted(line))
+            if not query.over(frame.time_ns):
+                kept.extend(line for line in lines.feed(frame) if query.passes(line))
+    if not query.follow:
+        kept.extend(line for line in lines.flush() if query.passes(line))
     return list(kept)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from common.errors import NotFound
@@ -12,6 +13,7 @@ from common.model.node import NodeDescription
 from common.protocol.dispatcher import LogLine, LogRequest
 from worker.agent.executor import EngineExecutor
 from worker.agent.task_files import TaskFiles
+from worker.engine.logs import LogQuery
 
 
 class Engine:
@@ -26,8 +28,8 @@ class Engine:
     def find(self, id: str) -> SimpleNamespace:
         return SimpleNamespace(id=id)
 
-    async def logs(self, id: str, **asked: Any) -> AsyncIterator[SimpleNamespace]:
-        self.asked.append({"id": id, **asked})
+    async def logs(self, id: str, query: LogQuery) -> AsyncIterator[SimpleNamespace]:
+        self.asked.append({"id": id, **msgspec.structs.asdict(query)})
         yield SimpleNamespace(stream=2, time_ns=9, data=b"said\n")
 
 
