@@ -51,6 +51,7 @@ def _create_options(command: F) -> F:
         click.option("--device", metavar="PATH[:PATH[:rwm]]", multiple=True),
         click.option("--security-opt", metavar="seccomp=FILE", multiple=True),
         click.option("--tmpfs", metavar="PATH[:OPTIONS]", multiple=True),
+        click.option("--annotation", metavar=pair, multiple=True, help="For the OCI runtime."),
         click.option("--runtime", metavar="NAME", help="crun or runc, where installed."),
         click.option("--stop-signal", metavar="SIGNAL"),
         click.option("--restart", metavar="POLICY", help="As of `container update`."),
@@ -175,6 +176,8 @@ def _host(flags: dict[str, Any]) -> dict[str, Any]:
         host["Mounts"] = [options.mount(text) for text in flags["mount"]]
     if "tmpfs" in flags:
         host["Tmpfs"] = dict(text.partition(":")[::2] for text in flags["tmpfs"])
+    if "annotation" in flags:
+        host["Annotations"] = options.pairs(flags["annotation"], "--annotation")
     if "device" in flags:
         host["Devices"] = [device(text) for text in flags["device"]]
     if "security_opt" in flags:

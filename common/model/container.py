@@ -141,6 +141,8 @@ class HostConfig(Limits, frozen=True, kw_only=True):
     masked_paths: tuple[str, ...] | None = None
     readonly_paths: tuple[str, ...] | None = None
     runtime: str = ""
+    annotations: dict[str, str] | None = None  # for the OCI runtime
+    storage_opt: dict[str, str] | None = None  # refused, with the reason
     container_id_file: str = _f(default="", name="ContainerIDFile")  # written by the client
 
 

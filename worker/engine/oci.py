@@ -165,7 +165,8 @@ def process_notes(
 
 def _annotations(record: Record, around: Surroundings) -> dict[str, str]:
     config, host = record.config, record.host_config
-    notes = process_notes(config, host, around.seccomp, around.userns)
+    notes = dict(host.annotations or {})
+    notes |= process_notes(config, host, around.seccomp, around.userns)
     notes |= {
         f"{PREFIX}overlay.lower": json.dumps([str(path) for path in around.lower]),
         f"{PREFIX}overlay.upper": str(around.folder / "upper"),

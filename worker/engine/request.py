@@ -22,6 +22,7 @@ from common.model.task import HealthConfig
 from worker.engine import devices, logoptions, modes, signals
 from worker.network.model import HostPort
 from worker.runtime import capabilities, seccomp_profile
+from worker.runtime.plan import PREFIX
 
 _NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
 _HOSTNAME = re.compile(r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62})$")
@@ -156,10 +157,27 @@ def check_host(host: HostConfig, available: int) -> HostConfig:
                 raise ValueError(f"{name} is not available on this machine")
     except ValueError as error:
         raise Invalid(f"HostConfig.CapAdd/CapDrop: {error}") from error
+    _check_annotations(host.annotations or {})
+    if host.storage_opt:
+        raise NotImplementedHere(
+            f"HostConfig.StorageOpt {sorted(host.storage_opt)[0]!r} is not supported: an overlay "
+            "has no size of its own; give large files a volume, and small ones --tmpfs with a size"
+        )
     for entry in host.extra_hosts or ():
         _check_extra_host(entry)
     logoptions.kept(host)
     return host
+
+
+def _check_annotations(notes: dict[str, str]) -> None:
+    """Ours steer the runtime, so nobody else may set them."""
+    for name in notes:
+        if not name or not name.isprintable():
+            raise Invalid(f"HostConfig.Annotations: {name[:40]!r} is no name of an annotation")
+        if name.startswith(PREFIX):
+            raise Invalid(
+                f"HostConfig.Annotations: {name[:80]!r}: names in {PREFIX} are the engine's"
+            )
 
 
 def _check_extra_host(entry: str) -> None:

@@ -20,7 +20,7 @@ from worker.runtime import execution, interior, launch, mounts, record, users
 from worker.runtime import syscalls as sc
 from worker.runtime.held import Container, Ends, Process
 from worker.runtime.link import Link
-from worker.runtime.plan import PlanError
+from worker.runtime.plan import PREFIX, PlanError
 from worker.runtime.reactor import READ, Reactor
 from worker.runtime.steps import Plan
 from worker.runtime.supervisor import Supervisor
@@ -34,8 +34,8 @@ _VERSION = "1.0.2"
 def configuration(
     config: dict[str, Any], account: users.Account, available: list[str]
 ) -> dict[str, Any]:
-    """Our configuration as any OCI runtime takes it: without annotations, with the user's numbers
-    and with capabilities that the machine can give. Pure. Raises PlanError."""
+    """Our configuration as any OCI runtime takes it: without our annotations, with the user's
+    numbers and with capabilities that the machine can give. Pure. Raises PlanError."""
     for mount in config.get("mounts") or ():
         if mount.get("type") == "shm-of":
             raise PlanError("another container's /dev/shm is shared by the built-in runtime only")
@@ -61,12 +61,10 @@ def configuration(
     everything = {"allow": True, "access": "rwm"}  # others deny all devices where nothing is said
     linux["resources"] = resources | {"devices": resources.get("devices") or [everything]}
     linux["cgroupsPath"] = "/" + linux["cgroupsPath"].strip("/")
-    plain = {
-        key: value
-        for key, value in config.items()
-        if key not in ("annotations", "hostname", "domainname") or (value and key != "annotations")
-    }
+    plain = {key: value for key, value in config.items() if key != "hostname" or value}
     plain.pop("domainname", None)  # newer than the version that all runtimes take
+    notes = config.get("annotations") or {}
+    plain["annotations"] = {k: v for k, v in notes.items() if not k.startswith(PREFIX)}
     return plain | {"ociVersion": _VERSION, "mounts": mounts, "process": process, "linux": linux}
 
 

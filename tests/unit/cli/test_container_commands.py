@@ -103,6 +103,8 @@ def test_a_request_to_run() -> None:
         "remove": True,
         "memory": 1 << 20,
         "restart": "always",
+        "annotation": ("com.x=1",),
+        "blkio_weight": 300,
     }
     asked = run.request(flags, {}, attached=True)
     host = asked["HostConfig"]
@@ -116,6 +118,7 @@ def test_a_request_to_run() -> None:
         {"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/fuse", "CgroupPermissions": "r"}
     ]
     assert host["RestartPolicy"]["Name"] == "always"
+    assert (host["Annotations"], host["BlkioWeight"]) == ({"com.x": "1"}, 300)
     assert (host["AutoRemove"], host["Memory"]) == (True, 1 << 20)
 
 

@@ -38,6 +38,7 @@ from worker.engine import (
 )
 from worker.engine.container import Record
 from worker.network.model import HostPort
+from worker.runtime import foreign, users
 
 ALL = (1 << 41) - 1
 IMAGE = ImageConfig(
@@ -99,6 +100,9 @@ def test_health_is_merged_field_by_field() -> None:
     ("host", "error", "field"),
     [
         (HostConfig(memory=1), Invalid, "4MB"),
+        (HostConfig(annotations={"org.shoal.runtime": "/x"}), Invalid, "are the engine's"),
+        (HostConfig(annotations={"": "x"}), Invalid, "no name of an annotation"),
+        (HostConfig(storage_opt={"size": "1G"}), NotImplementedHere, "StorageOpt 'size'"),
         (HostConfig(memory_swap=10 << 20), Invalid, "MemorySwap"),
         (HostConfig(nano_cpus=-1), Invalid, "NanoCpus"),
         (HostConfig(nano_cpus=10**9, cpu_quota=5000), Invalid, "NanoCpus"),
@@ -275,6 +279,30 @@ def test_what_is_told_with_each_line() -> None:
     )
     plain = msgspec.structs.replace(made, host_config=HostConfig())
     assert logoptions.details(plain) == ""
+
+
+def test_annotations_reach_the_runtime_and_cannot_steer_ours() -> None:
+    """The bundle has all, another runtime's configuration the user's only."""
+    made = Record(
+        id="c1",
+        name="web",
+        created_at=ZERO_TIME,
+        image_id="sha256:fedc",
+        config=ContainerConfig(image="img:1"),
+        host_config=HostConfig(annotations={"com.x": "1", "org.shoalx": "2"}),
+        path="sh",
+        args=(),
+    )
+    around = oci.Surroundings(
+        folder=Path("/c"), lower=(), netns="", cgroup="shoal/c1", seccomp="", device_filter=True,
+        files=Path("/c"), memory=Path("/m"), devices=devices.Devices((), {}), userns="", donors={},
+    )  # fmt: skip
+    bundle = oci.configuration(made, around)
+    given = {"com.x": "1", "org.shoalx": "2"}
+    assert given.items() <= bundle["annotations"].items()
+    assert bundle["annotations"]["org.shoal.user"] == "0"
+    account = users.Account(0, 0, (), "/")
+    assert foreign.configuration(bundle, account, [])["annotations"] == given
 
 
 def test_ports() -> None:
