@@ -24,7 +24,7 @@ from node.api.nodes import NodeRoutes
 from node.api.pruning import PruneRoutes
 from node.api.refused import RefusedRoutes
 from node.api.routes import API_VERSION_ASKED, Handler, Route
-from node.api.secrets import ConfigRoutes, SecretRoutes
+from node.api.secrets import config_routes, secret_routes
 from node.api.service_exec import ServiceExecRoutes
 from node.api.services import ServiceRoutes
 from node.api.swarm import SwarmRoutes
@@ -54,8 +54,8 @@ def make_app(daemon: Daemon) -> web.Application:
         NodeRoutes(daemon),
         ServiceRoutes(daemon),
         ServiceExecRoutes(daemon),
-        SecretRoutes(daemon),
-        ConfigRoutes(daemon),
+        secret_routes(daemon),
+        config_routes(daemon),
         TaskRoutes(daemon),
         DistributionRoutes(daemon),
         PruneRoutes(daemon),

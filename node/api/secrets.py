@@ -1,96 +1,82 @@
-"""/secrets and /configs: files that the cluster keeps for services."""
+"""/secrets and /configs: files that the cluster keeps for services. One class serves both."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic
 
 from aiohttp import web
 
 from common.model.base import to_builtins
 from common.model.secret import Config, ConfigSpec, Secret, SecretSpec
+from manager.api.api import Api
+from manager.api.secrets import Files, K, S
 from node.api import body
 from node.api.daemon import Daemon
 from node.api.routes import Route, json_response
 from node.api.services import manager
 
 
-class SecretRoutes:
-    """Data is never shown."""
+class FileRoutes(Generic[K, S]):
+    """The routes of one kind, whose operations `files` picks from those of the cluster."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        path: str,
+        spec: type[S],
+        files: Callable[[Api], Files[K, S]],
+        shown: Callable[[K], dict[str, Any]],
+    ) -> None:
         self._daemon = daemon
+        self._path = path
+        self._spec: type[S] = spec
+        self._pick: Callable[[Api], Files[K, S]] = files
+        self._shown: Callable[[K], dict[str, Any]] = shown
 
     def routes(self) -> list[Route]:
+        one = f"{self._path}/{{id}}"
         return [
-            Route("GET", "/secrets", self.index, on_leader=True, stale=True),
-            Route("POST", "/secrets/create", self.create, on_leader=True),
-            Route("GET", "/secrets/{id}", self.inspect, on_leader=True, stale=True),
-            Route("DELETE", "/secrets/{id}", self.remove, on_leader=True),
-            Route("POST", "/secrets/{id}/update", self.update, on_leader=True),
+            Route("GET", self._path, self.index, on_leader=True, stale=True),
+            Route("POST", f"{self._path}/create", self.create, on_leader=True),
+            Route("GET", one, self.inspect, on_leader=True, stale=True),
+            Route("DELETE", one, self.remove, on_leader=True),
+            Route("POST", f"{one}/update", self.update, on_leader=True),
         ]
 
+    @property
+    def _files(self) -> Files[K, S]:
+        return self._pick(manager(self._daemon).api)
+
     async def index(self, request: web.Request) -> web.StreamResponse:
-        found = manager(self._daemon).api.secrets.list(body.filters(request))
-        return json_response([_without_data(secret) for secret in found])
+        found = self._files.list(body.filters(request))
+        return json_response([self._shown(item) for item in found])
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        spec = await body.read(request, SecretSpec)
-        made = await manager(self._daemon).api.secrets.create(spec)
+        made = await self._files.create(await body.read(request, self._spec))
         return json_response({"ID": made.id}, status=201)
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
-        found = manager(self._daemon).api.secrets.get(request.match_info["id"])
-        return json_response(_without_data(found))
+        return json_response(self._shown(self._files.get(request.match_info["id"])))
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
-        await manager(self._daemon).api.secrets.remove(request.match_info["id"])
+        await self._files.remove(request.match_info["id"])
         return web.Response(status=204)
 
     async def update(self, request: web.Request) -> web.StreamResponse:
-        spec = await body.read(request, SecretSpec)
-        await manager(self._daemon).api.secrets.update(
-            request.match_info["id"], body.version(request), spec
-        )
+        spec = await body.read(request, self._spec)
+        await self._files.update(request.match_info["id"], body.version(request), spec)
         return web.Response(status=200)
 
 
-class ConfigRoutes:
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
+def secret_routes(daemon: Daemon) -> FileRoutes[Secret, SecretSpec]:
+    return FileRoutes(daemon, "/secrets", SecretSpec, lambda api: api.secrets, _without_data)
 
-    def routes(self) -> list[Route]:
-        return [
-            Route("GET", "/configs", self.index, on_leader=True, stale=True),
-            Route("POST", "/configs/create", self.create, on_leader=True),
-            Route("GET", "/configs/{id}", self.inspect, on_leader=True, stale=True),
-            Route("DELETE", "/configs/{id}", self.remove, on_leader=True),
-            Route("POST", "/configs/{id}/update", self.update, on_leader=True),
-        ]
 
-    async def index(self, request: web.Request) -> web.StreamResponse:
-        found: list[Config] = manager(self._daemon).api.configs.list(body.filters(request))
-        return json_response([to_builtins(config) for config in found])
-
-    async def create(self, request: web.Request) -> web.StreamResponse:
-        spec = await body.read(request, ConfigSpec)
-        made = await manager(self._daemon).api.configs.create(spec)
-        return json_response({"ID": made.id}, status=201)
-
-    async def inspect(self, request: web.Request) -> web.StreamResponse:
-        found: Config = manager(self._daemon).api.configs.get(request.match_info["id"])
-        return json_response(to_builtins(found))
-
-    async def remove(self, request: web.Request) -> web.StreamResponse:
-        await manager(self._daemon).api.configs.remove(request.match_info["id"])
-        return web.Response(status=204)
-
-    async def update(self, request: web.Request) -> web.StreamResponse:
-        spec = await body.read(request, ConfigSpec)
-        await manager(self._daemon).api.configs.update(
-            request.match_info["id"], body.version(request), spec
-        )
-        return web.Response(status=200)
+def config_routes(daemon: Daemon) -> FileRoutes[Config, ConfigSpec]:
+    return FileRoutes(daemon, "/configs", ConfigSpec, lambda api: api.configs, to_builtins)
 
 
 def _without_data(secret: Secret) -> dict[str, Any]:
+    """A secret's data is never shown."""
     data: dict[str, Any] = to_builtins(secret)
     data["Spec"].pop("Data", None)
     return data

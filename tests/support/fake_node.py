@@ -191,7 +191,8 @@ class EngineNode:
         for folder in ("", "memory", "systemd"):
             left = self.config.cgroup_root / folder / self.config.cgroup_parent
             if left.exists():
-                raise AssertionError(f"{left} remains")
+                below = {path.name: path.read_text() for path in left.rglob("cgroup.procs")}
+                raise AssertionError(f"{left} remains: {sorted(left.iterdir())} {below}")
 
 
 async def abandon(engine: Engine) -> None:

@@ -119,10 +119,15 @@ class Recovery:
         await self._keeper.request("list")
         found = self._found
         sandboxes = self._networks.sandboxes()
-        for container_id in set(found) - set(self._containers):
+        known = dict(self._containers)
+        for container_id in set(found) - set(known):
             await self._drop(container_id, found[container_id])
-        for container in list(self._containers.values()):
+        for container in known.values():
             async with container.lock:
+                if container.removed:  # meanwhile, as one that did not run
+                    if container.id in found:
+                        await self._drop(container.id, found[container.id])
+                    continue
                 if container.id in self._ended:
                     continue  # who heard of it writes it down; it must not come to life again
                 container.sandbox = sandboxes.get(container.id)
@@ -146,9 +151,11 @@ class Recovery:
             self._monitors.begin(container)
 
     async def _drop(self, container_id: str, report: dict[str, Any]) -> None:
-        """Its folder was lost, so nobody could ever name it."""
-        _log.warning("container %s runs but is not known here; ending it", container_id[:12])
+        """Its folder is gone, so nobody could ever name it."""
         with contextlib.suppress(KeeperError):
             if report["running"]:
+                _log.warning(
+                    "container %s runs but is not known here; ending it", container_id[:12]
+                )
                 await self._keeper.request("signal", container=container_id, signal=9)
             await self._keeper.request("forget", container=container_id)

@@ -39,22 +39,39 @@ def adopt_all(
     """All containers below `directory` that have a record. `others` follows those that another
     runtime started."""
     for entry in os.scandir(directory):
-        kept = record.load(entry.path) if entry.is_dir(follow_symlinks=False) else None
-        if kept is None:
+        if not entry.is_dir(follow_symlinks=False):
             continue
         container = Container(entry.name, entry.path, new_relay(entry.name))
-        container.record = kept
         steps = None
         with contextlib.suppress(OSError, ValueError):
             steps = read_plan(entry.path)
             prepare(container, steps)
             supervisor.parents.add(os.path.dirname(container.cgroup))
+        kept = container.record = record.load(entry.path)
+        if kept is None:
+            _discard_begun(supervisor, container, steps, others)
+            continue
         supervisor.containers[entry.name] = container
         if steps is not None and steps.runtime and not kept.finished_ns:
             kept = _adopt_foreign(supervisor, container, kept, steps, others())
         living = steps is not None and record.lives(kept)
         if not (living and _adopt_living(supervisor, container, kept, steps)):
             _adopt_dead(supervisor, container, kept)
+
+
+def _discard_begun(
+    supervisor: Supervisor,
+    container: Container,
+    steps: Plan | None,
+    others: "Callable[[], Foreign]",
+) -> None:
+    """Its keeper died before it wrote whom it had started."""
+    if steps is None or not container.cgroup:
+        return
+    if steps.runtime:
+        others().discard(container.id, steps)
+    supervisor.kill_all(container)
+    supervisor.leave_cgroup(container)
 
 
 def _adopt_foreign(
@@ -116,4 +133,5 @@ def _adopt_dead(supervisor: Supervisor, container: Container, kept: record.Recor
         container.record = kept._replace(finished_ns=time.time_ns(), oom_killed=oom)
         record.save(container.folder, container.record)
     if container.cgroup:
+        supervisor.kill_all(container)  # what a runtime had begun, what shared others' pids
         supervisor.leave_cgroup(container)

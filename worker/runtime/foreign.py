@@ -123,8 +123,10 @@ class Foreign:
         ends = Ends()
         try:
             report, reported = ends.pipe()
+            keeper = os.getpid()
             pid, pidfd = self._launcher.prepare(
-                lambda: _become(container.folder, steps, stdio, command, connected), reported
+                lambda: _become(container.folder, steps, stdio, command, connected, keeper),
+                reported,
             )
             ends.keep(report)
         finally:
@@ -297,9 +299,21 @@ def find_left(container: Container, cgroup_pids: list[int]) -> record.Record | N
 
 
 def _become(
-    folder: str, steps: Plan, stdio: launch.Stdio, command: list[str], connected: int
+    folder: str,
+    steps: Plan,
+    stdio: launch.Stdio,
+    command: list[str],
+    connected: int,
+    keeper: int,
 ) -> None:
-    """In the child: mount the root where only the runtime sees it, and execute that."""
+    """In the child: mount the root where only the runtime sees it, and execute that.
+
+    The runtime dies with the keeper: what it made after another keeper had looked, nobody would
+    know of.
+    """
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != keeper:
+        os._exit(1)
     os.setsid()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for target, fd in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):

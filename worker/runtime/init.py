@@ -18,13 +18,17 @@ _NAME = b"shoal-init\0"
 _MFD_EXEC = 0x10
 
 
-def program(child: int) -> bytes:
-    """An ELF file for x86_64 that is the init of `child`. Every signal must be blocked. Pure."""
+def program(child: int, busy: int) -> bytes:
+    """An ELF file for x86_64 that is the init of `child`. Every signal must be blocked.
+
+    It closes the descriptor `busy` once it has its name. Pure.
+    """
     data = b"\xff" * 8 + _NAME  # the set of all signals; what ps shows
     mask = _BASE + _HEADERS
     name = mask + 8
     code = _Code()
     code.add("b8 9d000000 bf 0f000000 be", name, "0f 05")  # prctl(PR_SET_NAME, name)
+    code.add("b8 03000000 bf", busy, "0f 05")  # close
     code.label("loop")
     # rt_sigtimedwait(mask, 0, 0, 8)
     code.add("b8 80000000 bf", mask, "31 f6 31 d2 41 ba 08000000 0f 05")
@@ -82,13 +86,20 @@ class _Code:
 
 
 def become(tty: bool) -> None:
-    """Returns in a child that is to execute; this process stays as process 1."""
+    """Returns in a child that is to execute; this process stays as process 1.
+
+    The child waits until process 1 is what it is to be: then its end of a pipe is closed.
+    """
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if os.getpid() != 1:  # in a pid namespace of others
         sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ready, busy = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(busy)
+        os.read(ready, 1)
+        os.close(ready)
         os.setpgid(0, 0)
         if tty:
             with contextlib.suppress(OSError):
@@ -97,12 +108,12 @@ def become(tty: bool) -> None:
         return
     with contextlib.suppress(OSError):
         if os.uname().machine == "x86_64" and sys.maxsize > 1 << 32:
-            _execute(program(child))
+            _execute(program(child, busy), busy)
     _serve(child)
 
 
-def _execute(file: bytes) -> None:
-    """Raises OSError where memory cannot be executed."""
+def _execute(file: bytes, kept: int) -> None:
+    """Only descriptor `kept` stays open. Raises OSError where memory cannot be executed."""
     try:
         fd = os.memfd_create("shoal-init", os.MFD_CLOEXEC | _MFD_EXEC)
     except OSError:  # a kernel before 6.3
@@ -111,6 +122,7 @@ def _execute(file: bytes) -> None:
     copy = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # none may write to it
     os.close(fd)
     sc.close_on_exec_from(0)
+    os.set_inheritable(kept, True)
     os.execve(copy, ["shoal-init"], {})
 
 

@@ -122,8 +122,7 @@ class Supervisor:
     def _finish(self, container: Container, process: Process, code: int | None) -> None:
         container.process = None
         if not container.own_pids:
-            with contextlib.suppress(OSError):
-                self._hierarchy.kill(container.cgroup)
+            self.kill_all(container)
         container.relay.finish()
         oom = self.oom_kills(container) > 0
         self._tell_last_kills(container, oom)
@@ -281,6 +280,11 @@ class Supervisor:
 
     def contains(self, container: Container, pid: int) -> bool:
         return pid in self.pids(container)
+
+    def kill_all(self, container: Container) -> None:
+        """Every process in its cgroup, also those that are none of its first process's."""
+        with contextlib.suppress(OSError):
+            self._hierarchy.kill(container.cgroup)
 
     def oom_kills(self, container: Container) -> int:
         with contextlib.suppress(OSError):

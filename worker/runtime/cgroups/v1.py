@@ -268,13 +268,17 @@ class V1:
 
     def discard_empty(self, path: str) -> None:
         self._parents.discard(path)
-        for name in os.listdir(self._root):  # other runtimes join hierarchies that are none of ours
+        for name in self._hierarchies():
             with contextlib.suppress(OSError):
                 os.rmdir(self._dir(name, path))
 
     def remove(self, path: str) -> bool:
-        gone = [rmdir(self._dir(controller, path)) for controller in self.controllers]
+        gone = [rmdir(self._dir(name, path)) for name in self._hierarchies()]
         return all(gone)
+
+    def _hierarchies(self) -> list[str]:
+        """Also those that are none of ours: other runtimes join them, and may die over it."""
+        return os.listdir(self._root)
 
 
 def disk_rows(what: str, text: str) -> list[tuple[int, int, str, str, int]]:
