@@ -41,6 +41,9 @@ def wait_converged(client: Client, service_id: str, *, quiet: bool, rollback: bo
                 raise
             time.sleep(POLL_S)
             continue
+        if next_run := service.get("JobStatus", {}).get("NextExecution"):
+            shown.end(f"scheduled: next run at {next_run}")
+            return
         if mode_name(service["Spec"]["Mode"]).endswith("-job"):
             if _job_is_over(service, tasks, shown):
                 return

@@ -12,6 +12,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Flag (as click names its parameter) -> the label that carries it.
 LABELS = {
     "depends_on": labels.DEPENDS_ON,
+    "schedule": labels.SCHEDULE,
+    "schedule_overlap": labels.SCHEDULE_OVERLAP,
+    "schedule_history": labels.SCHEDULE_HISTORY,
     "rebalance": labels.REBALANCE,
     "loss_grace": labels.LOSS_GRACE,
 }
@@ -25,6 +28,19 @@ def wish_options() -> list[Callable[[F], F]]:
             multiple=True,
             metavar="SERVICE[:CONDITION]",
             help="Start after that one is started, healthy or completed; default: started.",
+        ),
+        click.option(
+            "--schedule",
+            metavar="CRON",
+            help="When a job runs, in UTC: '*/5 * * * *', @daily.",
+        ),
+        click.option(
+            "--schedule-overlap",
+            type=click.Choice(["forbid", "allow", "replace", ""]),
+            help="What becomes of a run that has not ended when the next is due; default: forbid.",
+        ),
+        click.option(
+            "--schedule-history", metavar="RUNS", help="Earlier runs that are kept; default: 3."
         ),
         click.option(
             "--rebalance",

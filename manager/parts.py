@@ -17,6 +17,7 @@ from manager.orchestrator.jobs import GlobalJobOrchestrator, ReplicatedJobOrches
 from manager.orchestrator.reaper import Reaper
 from manager.orchestrator.rebalance import Rebalancer
 from manager.orchestrator.replicated import ReplicatedOrchestrator
+from manager.orchestrator.timetable import Timetable
 from manager.raft.driver import Driver
 from manager.raft.keyring import new_unlock_key
 from manager.scheduler.scheduler import Scheduler
@@ -51,6 +52,7 @@ class ManagerParts:
             GlobalOrchestrator(self._ids),
             ReplicatedJobOrchestrator(self._ids),
             GlobalJobOrchestrator(self._ids),
+            Timetable(),
             Enforcer(),
             Reaper(),
             Allocator(),

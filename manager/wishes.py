@@ -12,6 +12,8 @@ from typing import Any
 from common.errors import Invalid
 from common.model import labels
 from common.model.service import ServiceSpec
+from manager import cron
+from manager.cron import Cron
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -29,12 +31,27 @@ class Dependency:
     condition: str
 
 
+OVERLAPS = ("forbid", "allow", "replace")
+HISTORY_MAX = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a job runs. `overlap`: what a run that is due does to one that has not ended; `history`:
+    how many earlier runs' tasks are kept."""
+
+    cron: Cron
+    overlap: str = "forbid"
+    history: int = 3
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wishes:
     """`loss_grace`: how long a node may be down until its tasks are replaced. `rebalance`: whether
     running tasks may be moved for balance; None: as usual."""
 
     rebalance: bool | None = None
+    schedule: Schedule | None = None
     depends_on: tuple[Dependency, ...] = ()
     loss_grace: dt.timedelta = dt.timedelta()
 
@@ -58,7 +75,26 @@ def _read(given: Mapping[str, str]) -> Wishes:
             )
         field, reader = _READERS[name]
         values[field] = reader(name, text.strip())
+    values["schedule"] = _schedule(values)
     return Wishes(**values)
+
+
+def check(spec: ServiceSpec) -> None:
+    """Raises Invalid for labels that are wrong, by themselves or for such a service."""
+    if of(spec).schedule is not None and not spec.mode.is_job:
+        raise Invalid(
+            f"label {labels.SCHEDULE} is for jobs, and this service is {spec.mode.name}: "
+            "use mode replicated-job or global-job"
+        )
+
+
+def _schedule(values: dict[str, Any]) -> Schedule | None:
+    """Takes out of `values` what belongs together."""
+    more = {name: values.pop(name) for name in ("overlap", "history") if name in values}
+    found: Cron | None = values.pop("cron", None)
+    if found is None and more:
+        raise Invalid(f"label {labels.SCHEDULE} is missing: it says when the job runs")
+    return None if found is None else Schedule(found, **more)
 
 
 def duration(name: str, text: str) -> dt.timedelta:
@@ -98,8 +134,30 @@ def switch(name: str, text: str) -> bool:
     return text == "on"
 
 
+def schedule(name: str, text: str) -> Cron:
+    """A cron expression. Raises Invalid."""
+    return cron.parse(text)
+
+
+def overlap(name: str, text: str) -> str:
+    """Raises Invalid."""
+    if text not in OVERLAPS:
+        raise Invalid(f"label {name} = {text[:80]!r} is not known; use {', '.join(OVERLAPS)}")
+    return text
+
+
+def history(name: str, text: str) -> int:
+    """Raises Invalid."""
+    if not text.isdecimal() or int(text[:9]) > HISTORY_MAX:
+        raise Invalid(f"label {name} = {text[:80]!r} is not a number from 0 to {HISTORY_MAX}")
+    return int(text)
+
+
 _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     labels.DEPENDS_ON: ("depends_on", dependencies),
     labels.LOSS_GRACE: ("loss_grace", duration),
+    labels.SCHEDULE: ("cron", schedule),
+    labels.SCHEDULE_OVERLAP: ("overlap", overlap),
+    labels.SCHEDULE_HISTORY: ("history", history),
     labels.REBALANCE: ("rebalance", switch),
 }

@@ -7,4 +7,7 @@ and which values they take, stands in docs/services.md; `manager/wishes.py` read
 PREFIX = "shoal."
 DEPENDS_ON = "shoal.depends_on"
 LOSS_GRACE = "shoal.loss_grace"
+SCHEDULE = "shoal.schedule"
+SCHEDULE_OVERLAP = "shoal.schedule.overlap"
+SCHEDULE_HISTORY = "shoal.schedule.history"
 REBALANCE = "shoal.rebalance"  # of a service: on or off; of the cluster: moves a minute

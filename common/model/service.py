@@ -104,10 +104,16 @@ class UpdateStatus(Model, frozen=True, kw_only=True):
 
 
 class JobStatus(Model, frozen=True, kw_only=True):
-    """Which run of a job this is: each change of its spec begins another."""
+    """Which run of a job this is: each change of its spec begins another, or its schedule does.
+
+    Of scheduled jobs: when the next run is due, and which moment was passed over last because the
+    run before had not ended. One that never ran has no `last_execution`.
+    """
 
     job_iteration: Version = msgspec.field(default_factory=lambda: Version(index=0))
     last_execution: dt.datetime | None = None
+    next_execution: dt.datetime | None = None
+    skipped_at: dt.datetime | None = None
 
 
 class Revision(Model, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from common.clock import Clock
 from common.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from common.ids import Ids
-from common.model.base import Model, Version
+from common.model.base import Model
 from common.model.cluster import Cluster
 from common.model.network import Network
 from common.model.node import Node, NodeState
@@ -25,12 +25,13 @@ from common.model.service import (
     UpdateStatus,
 )
 from common.model.task import NetworkAttachmentConfig, PortConfig, Task, TaskState
-from manager import revisions
+from manager import revisions, wishes
 from manager.api import defaults, validate
 from manager.api.filters import Filters, Test, has_label, one_of, select
 from manager.api.refs import resolve
 from manager.api.secrets import check_references
 from manager.orchestrator import ordering
+from manager.orchestrator.timetable import run_again
 from manager.store.store import Store, Tx, View
 
 PREDEFINED = ("bridge", "host", "none", "null")
@@ -98,8 +99,7 @@ class Services:
             check_references(tx, full)
             _check_ports(tx, full, id)
             ordering.check(tx, full, id)
-            job = JobStatus(last_execution=self._clock.now()) if full.mode.is_job else None
-            tx.put(Service(id=id, spec=full, job_status=job))
+            tx.put(Service(id=id, spec=full, job_status=_first_run(full, self._clock.now())))
 
         return id, write
 
@@ -148,7 +148,7 @@ class Services:
                 changed = _updated(tx, service, spec, now)
             check_references(tx, changed.spec)
             ordering.check(tx, changed.spec, service.id)
-            tx.put(_run_again(changed, now) if changed is not service else service)
+            tx.put(_run_again(service, changed, now) if changed is not service else service)
             return service.id
 
         return write
@@ -224,12 +224,24 @@ def _rolled_back(tx: Tx, service: Service, to: int | None, now: dt.datetime) -> 
     return replace(changed, update_status=status)
 
 
-def _run_again(service: Service, now: dt.datetime) -> Service:
-    """`service`, changed; if it is a job, about to run once more."""
-    if service.job_status is None:
+def _first_run(spec: ServiceSpec, now: dt.datetime) -> JobStatus | None:
+    """Of a job: it begins at once, unless it has a schedule."""
+    if not spec.mode.is_job:
+        return None
+    scheduled = wishes.of(spec).schedule is not None
+    return JobStatus() if scheduled else JobStatus(last_execution=now)
+
+
+def _run_again(old: Service, service: Service, now: dt.datetime) -> Service:
+    """`service`, changed; if it is a job, about to run once more. A scheduled one runs when its
+    time comes, or if it is forced to."""
+    status = service.job_status
+    if status is None:
         return service
-    number = service.job_status.job_iteration.index + 1
-    status = JobStatus(job_iteration=Version(index=number), last_execution=now)
+    status = replace(status, next_execution=None)
+    forced = old.spec.task_template.force_update != service.spec.task_template.force_update
+    if wishes.of(service.spec).schedule is None or forced:
+        status = run_again(status, now)
     return replace(service, job_status=status)
 
 
@@ -319,7 +331,12 @@ def _ports(spec: ServiceSpec) -> tuple[PortConfig, ...]:
 def _status(service: Service, tasks: Iterable[Task], down: AbstractSet[str]) -> ServiceStatus:
     """What is on a node of `down` does not run for anybody."""
     mode = service.spec.mode
-    wanted = [task for task in tasks if task.desired_state <= TaskState.COMPLETE]
+    run = service.job_status.job_iteration if service.job_status is not None else None
+    wanted = [
+        task
+        for task in tasks
+        if task.desired_state <= TaskState.COMPLETE and task.job_iteration == run
+    ]
     running = sum(
         task.status.state is TaskState.RUNNING and task.node_id not in down for task in wanted
     )

@@ -52,7 +52,7 @@ def name(what: str, value: str) -> None:
 def service(spec: ServiceSpec) -> None:
     """All that can be said of a service's spec without looking at the cluster."""
     name("service", spec.name)
-    wishes.of(spec)
+    wishes.check(spec)
     mode(spec.mode)
     task(spec.task_template)
     if spec.mode.is_job and (spec.update_config or spec.rollback_config):

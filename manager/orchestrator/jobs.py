@@ -6,17 +6,19 @@ completed is done. A global job has one task on each node that may have one. Wha
 again as the restart policy says; only a task that did not complete ever is, also with "any".
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from common.model.base import Version
 from common.model.node import Node
 from common.model.service import ReplicatedJob, Service
 from common.model.task import Task, TaskState
+from manager import wishes
 from manager.orchestrator import restart
 from manager.orchestrator.global_services import GlobalOrchestrator, close_ineligible, takes_new
 from manager.orchestrator.replicated import NEW_PER_PASS, ReplicatedOrchestrator
-from manager.orchestrator.scene import Draft, Scene, Slot, fill, has_completed
+from manager.orchestrator.scene import Draft, Scene, Slot, fill, has_completed, is_active
 from manager.store.store import View
+from manager.wishes import Schedule
 
 
 class ReplicatedJobOrchestrator(ReplicatedOrchestrator):
@@ -29,9 +31,11 @@ class ReplicatedJobOrchestrator(ReplicatedOrchestrator):
         return task.slot > 0 and task.job_iteration is not None
 
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
-        close_earlier_runs(scene, draft)
-        restart.tend(scene, draft, lambda key: self.may_fill(scene, key))
-        plan(scene, draft)
+        def settle(run: Draft) -> None:
+            restart.tend(scene, run, lambda key: self.may_fill(scene, key))
+            plan(scene, run)
+
+        settle_run(scene, draft, settle)
 
 
 class GlobalJobOrchestrator(GlobalOrchestrator):
@@ -44,10 +48,12 @@ class GlobalJobOrchestrator(GlobalOrchestrator):
         return task.slot == 0 and task.job_iteration is not None
 
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
-        close_earlier_runs(scene, draft)
+        def settle(run: Draft) -> None:
+            restart.tend(scene, run, lambda key: self.may_fill(scene, key))
+            plan_everywhere(scene, run, view.find(Node))
+
         close_ineligible(scene, draft)
-        restart.tend(scene, draft, lambda key: self.may_fill(scene, key))
-        plan_everywhere(scene, draft, view.find(Node))
+        settle_run(scene, draft, settle)
 
 
 def iteration(service: Service) -> Version | None:
@@ -55,11 +61,46 @@ def iteration(service: Service) -> Version | None:
     return service.job_status.job_iteration if service.job_status is not None else None
 
 
-def close_earlier_runs(scene: Scene, draft: Draft) -> None:
-    """Plan the removal of the tasks that belong to an earlier run (behaviour 110)."""
+def settle_run(scene: Scene, draft: Draft, settle: Callable[[Draft], None]) -> None:
+    """Let `settle` plan for the present run, and plan what becomes of the tasks of earlier ones.
+
+    Where runs may overlap the present one does not see the others' tasks: slots are its own.
+    """
+    service = scene.service
+    schedule = wishes.of(service.spec).schedule
+    if schedule is not None and service.job_status and service.job_status.last_execution is None:
+        return  # its time has not come yet
+    close_earlier_runs(scene, draft, schedule)
+    if schedule is None or schedule.overlap != "allow":
+        settle(draft)
+        return
+    own = Draft(task for task in draft.tasks() if task.job_iteration == iteration(service))
+    settle(own)
+    for task in own.changed.values():
+        draft.put(task)
+    if own.wake_at is not None:
+        draft.wake(own.wake_at)
+
+
+def close_earlier_runs(scene: Scene, draft: Draft, schedule: Schedule | None = None) -> None:
+    """Plan the removal of the tasks that belong to an earlier run (behaviour 110).
+
+    With a schedule those of the last runs stay as history; what has not ended ends, unless runs
+    may overlap. What failed in an earlier run is not tried again.
+    """
+    now = iteration(scene.service)
+    number = now.index if now is not None else 0
     for task in draft.tasks():
-        if task.job_iteration != iteration(scene.service):
+        if task.job_iteration == now:
+            continue
+        run = task.job_iteration.index if task.job_iteration is not None else -1
+        over = task.status.state > TaskState.RUNNING
+        if schedule is not None and schedule.overlap == "allow" and not over:
+            continue
+        if schedule is None or run < number - schedule.history:
             draft.desire(task, TaskState.REMOVE)
+        elif not has_completed(task) and is_active(task):
+            draft.desire(task, TaskState.SHUTDOWN)
 
 
 def plan(scene: Scene, draft: Draft) -> None:
