@@ -139,6 +139,13 @@ def _run(story: Updates, updates: int) -> int:
                 _timed(f"scale to {REPLICAS // 2}", lambda: story.scale(REPLICAS // 2))
                 _timed(f"scale to {REPLICAS}", lambda: story.scale(REPLICAS))
                 _timed(f"drain {drained.name}", lambda: story.empty(drained))
+    for machine in story.cluster.machines:
+        for line in machine.log.read_text().splitlines():
+            if "level=warning" in line or "level=error" in line:
+                print(f"{machine.name}: {line[:300]}")
+        for line in machine.api.get("/metrics").splitlines():
+            if not line.startswith("#") and not line.endswith(" 0"):
+                print(f"{machine.name}: {line}")
     failed = 0
     for name, load in loads.items():
         answers = load.answers

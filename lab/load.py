@@ -8,6 +8,7 @@ import argparse
 import collections
 import http.client
 import json
+import sys
 import threading
 import time
 import urllib.parse
@@ -53,8 +54,10 @@ class Load:
                 self._count(status, body, time.monotonic() - began)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
+                reason = f"{type(error).__name__}: {error}"
+                print(f"{time.time():.3f} {self._target.netloc}: {reason}", file=sys.stderr)
                 with self._lock:
-                    self.failures[f"{type(error).__name__}: {error}"] += 1
+                    self.failures[reason] += 1
             if not self._keep_alive:
                 connection.close()
             self._stop.wait(self._pause_s)

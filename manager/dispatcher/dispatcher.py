@@ -105,6 +105,12 @@ class Dispatcher:
         self._timers = asyncio.Event()
         self._over = False
         self._mismatches = 0
+        self._unanswered = 0
+
+    @property
+    def unanswered(self) -> int:
+        """How often tasks were stopped before a node had said that it sends them no requests."""
+        return self._unanswered
 
     @property
     def mismatches(self) -> int:
@@ -280,11 +286,20 @@ class Dispatcher:
             now = self._now()
             for task_id in self._barrier.due(now):
                 self._assignments.release(task_id)
+            self._note_silent()
             if self._assignments.dirty:
                 self._dirty.set()
             if lost := self._liveness.lost(now):
                 await self._nodes_down(lost)
             await self._orphan()
+
+    def _note_silent(self) -> None:
+        """Tell of the nodes for which tasks waited in vain before they were stopped."""
+        silent, self._barrier.given_up = self._barrier.given_up, []
+        if silent:
+            self._unanswered += len(silent)
+            names = " ".join(sorted(set(silent)))
+            log.warning("tasks are stopped although these nodes may send requests: %s", names)
 
     async def _until_due(self) -> None:
         """Until the next moment of anybody's, or until the moments change."""

@@ -32,6 +32,7 @@ class StopBarrier:
         self._waiting: dict[str, deque[tuple[int, _Batch]]] = {}  # by node, in sequence order
         self._timers: list[tuple[float, int, bool, _Batch]] = []  # heap: at, order, draining
         self._order = 0
+        self.given_up: list[str] = []  # nodes that did not answer in time, as often as that was
 
     def begin(self, tasks: Iterable[str], sequences: Mapping[str, int], now: float) -> None:
         """Hold `tasks` until each node has applied its sequence number."""
@@ -64,6 +65,7 @@ class StopBarrier:
             if draining:
                 released += batch.tasks
             elif not batch.draining:
+                self.given_up += batch.nodes
                 self._drain(batch, now)
         return released
 

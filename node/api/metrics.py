@@ -50,13 +50,18 @@ class MetricsRoutes:
         manager = self._daemon.manager
         if manager is not None:
             try:
-                mismatches = manager.dispatcher.mismatches
+                dispatcher = manager.dispatcher
             except NotLeader:
                 return
             yield from _counter(
                 "shoal_dispatcher_table_mismatches_total",
                 "Nodes whose endpoint table was not what they had been sent, in this term.",
-                {"": mismatches},
+                {"": dispatcher.mismatches},
+            )
+            yield from _counter(
+                "shoal_dispatcher_stops_unanswered_total",
+                "Nodes that did not say in time that they send a stopping task no requests.",
+                {"": dispatcher.unanswered},
             )
 
 

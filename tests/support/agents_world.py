@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -31,7 +32,7 @@ class Machine:
         self.id = f"node-{number}"
         self.world = world
         self.engine = FakeEngine(world.rng, f"10.192.{4 * number}")
-        self.networks = FakeNetworks(world.rng)
+        self.networks: Any = FakeNetworks(world.rng)
         self.description = NodeDescription(hostname=self.id)
         self.boot_id = "first"
         self.wires: list[Wire] = []
@@ -57,7 +58,10 @@ class Machine:
             address=lambda: f"192.0.2.{self.number}",
             boot_id=self.boot_id,
         )
-        self._running = asyncio.get_running_loop().create_task(self.agent.run())
+        self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        await self.agent.run()
 
     async def stop(self) -> None:
         """The daemon ends; containers go on."""
@@ -108,7 +112,13 @@ class Machine:
 class AgentsWorld:
     """One leader at a time, and `nodes` machines."""
 
-    def __init__(self, folder: Path, seed: int, nodes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        nodes: int,
+        machine: "Callable[[AgentsWorld, int], Machine]" = Machine,
+    ) -> None:
         self.folder = folder
         self.rng = random.Random(seed)
         self.delay_s = 0.01
@@ -117,7 +127,7 @@ class AgentsWorld:
         self.silent_managers: set[str] = set()  # nodes that the leader's Raft does not hear
         self.leads = False
         self.lead_since = 0.0
-        self.machines = [Machine(self, number) for number in range(1, nodes + 1)]
+        self.machines = [machine(self, number) for number in range(1, nodes + 1)]
         self._term: asyncio.Task[None] | None = None
         self._handlers: set[asyncio.Task[None]] = set()
         self._tasks = 0

@@ -325,6 +325,8 @@ class Networks:
         return found
 
     async def _audit_part(self, part: Part) -> list[Difference]:
+        if self._damaged:
+            await self._repair()
         found = await self._helper.run(self._machine.differences, part, self._table)
         if found:
             self._counts.note(found)
