@@ -32,7 +32,7 @@ lint: setup ## ruff and mypy --strict
 
 .PHONY: check
 check: lint ## lint, unit and simulation tests: no root needed
-	$(BIN)/pytest -q tests/unit tests/sim
+	$(BIN)/pytest -q -n auto tests/unit tests/sim
 
 .PHONY: packages
 packages: ## install what the tests and the demo take from Debian (root)
@@ -40,7 +40,7 @@ packages: ## install what the tests and the demo take from Debian (root)
 
 .PHONY: test
 test: packages lint ## everything this machine allows; says what it left out and why
-	$(BIN)/pytest -q -rs tests/unit tests/sim
+	$(BIN)/pytest -q -rs -n auto tests/unit tests/sim
 	$(BIN)/pytest -q -rs tests/kernel tests/integration tests/compat
 
 .PHONY: sim

@@ -88,6 +88,7 @@ def asked(token: str, request: bytes = REQUEST) -> IssueRequest:
         (CLUSTER.root_ca.join_token_worker, Role.WORKER),
         (CLUSTER.root_ca.join_token_manager, Role.MANAGER),
     ],
+    ids=["worker", "manager"],
 )
 async def test_the_token_decides_the_role(token: str, role: Role) -> None:
     """SEC 205, NOD 227."""
