@@ -68,11 +68,10 @@ class Verdict:
     def _counts(self, at: float) -> bool:
         if self.status != "starting":
             return True
-        if at < self._rules.start_period or at < self._next_counted:
-            return False
-        while self._next_counted <= at:
+        counts = at >= max(self._rules.start_period, self._next_counted)
+        while self._next_counted <= at:  # also in the start period: else `wait` would be for none
             self._next_counted += self._rules.interval
-        return True
+        return counts
 
     def wait(self, at: float) -> float:
         """Seconds until the next probe."""
