@@ -1,6 +1,7 @@
 """The daemon dies, the keeper dies, both die: what runs goes on, what ended is known."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ShoalError
 from common.model.container import ContainerCreate, HostConfig, RestartRule
 from common.model.task import HealthConfig
 from tests.support.fake_node import EngineNode, abandon, engine_node
@@ -104,6 +106,55 @@ async def test_another_keeper_takes_over(node: EngineNode) -> None:
     assert code == 4
 
 
+async def lose_keeper(engine: Engine) -> None:
+    """Kill it; returns when another one serves."""
+    keeper = engine.keeper_pid
+    await killed(keeper)
+    async with asyncio.timeout(10):
+        while engine.keeper_pid == keeper or not engine._keeper.connected:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def of_process(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+async def spare(engine: Engine) -> int:
+    """The pid of the child that the keeper has ready for the next start."""
+    keeper, running = engine.keeper_pid, {c.pid for c in engine.list(all=True)}
+    async with asyncio.timeout(10):
+        while True:
+            children = of_process(keeper, f"task/{keeper}/children").split()
+            if found := {int(pid) for pid in children} - running:
+                return found.pop()
+            await asyncio.sleep(0.001)
+
+
+async def test_a_child_is_ready_for_the_next_start(node: EngineNode) -> None:
+    """It sees nothing of the machine's mounts and files, and ends with what has no use for it."""
+    engine = node.engine
+    await started(engine, "sleep 100")
+    ready_one = await spare(engine)
+    ref = await started(engine, "sleep 100")
+    assert engine.find(ref).pid == ready_one
+    ready_one = await spare(engine)
+    async with asyncio.timeout(10):
+        while "/dev/mqueue" not in (seen := of_process(ready_one, "mountinfo")):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert str(node.config.state_dir) not in seen
+    assert len(os.listdir(f"/proc/{ready_one}/fd")) < 16
+    for wish in (HostConfig(pid_mode="host"), HostConfig(cpu_quota=10)):
+        ref = await engine.create(body("sleep 100", host_config=wish))
+        with contextlib.suppress(ShoalError):
+            await engine.start(ref)
+        assert engine.find(ref).pid != ready_one
+        await gone(ready_one)
+        await started(engine, "sleep 100")
+        ready_one = await spare(engine)
+    await lose_keeper(engine)
+    await gone(ready_one)
+
+
 async def test_keepers_die_again_and_again_under_load(node: EngineNode) -> None:
     """Twenty containers write and end while one keeper after the other is killed: every line is
     there once and in order, every code is known, and nobody is left behind."""
@@ -118,11 +169,7 @@ async def test_keepers_die_again_and_again_under_load(node: EngineNode) -> None:
         refs.append(ref)
     quick = await started(engine, "exit 9")
     for _ in range(3):
-        keeper = engine.keeper_pid
-        await killed(keeper)
-        async with asyncio.timeout(10):
-            while engine.keeper_pid == keeper or not engine._keeper.connected:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await lose_keeper(engine)
     async with asyncio.timeout(60):
         codes = [await engine.wait(ref) for ref in refs]
     assert codes == list(range(20))

@@ -21,11 +21,18 @@ class Background:
         task.add_done_callback(self._done)
         return task
 
-    async def finish(self, work: Coroutine[Any, Any, T], name: str) -> T:
-        """Do `work` to its end, even when the caller is cancelled: its steps belong together."""
+    async def finish(
+        self, work: Coroutine[Any, Any, T], name: str, enough: "asyncio.Future[T] | None" = None
+    ) -> T:
+        """Do `work` to its end, even when the caller is cancelled: its steps belong together. The
+        caller waits for that, or until it knows `enough`."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if enough is not None:
+            await asyncio.wait((task, enough), return_when=asyncio.FIRST_COMPLETED)
+            if enough.done():
+                return enough.result()
         return await asyncio.shield(task)
 
     def _done(self, task: "asyncio.Task[Any]") -> None:

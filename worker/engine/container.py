@@ -106,6 +106,7 @@ class Container:
         self.exits = 0  # how often it ended while this daemon looked
         self.removed = False
         self.lock = asyncio.Lock()  # held by what starts, ends or removes it
+        self.saving = asyncio.Lock()
         self._waiters: list[tuple[Predicate, asyncio.Future[None]]] = []
 
     @property

@@ -83,11 +83,14 @@ class Lifecycle:
     # --- start
 
     async def start(self, container: Container) -> None:
-        """Returns once the container's process has executed. Raises Invalid for a command that
-        cannot be executed; `exit_code` is then 127 or 126."""
-        await self._background.finish(self._start_locked(container), f"start {container.name}")
+        """Returns once the container's process has executed, when its state may be yet to be
+        written: after a crash the keeper tells it. Raises Invalid for a command that cannot be
+        executed; `exit_code` is then 127 or 126."""
+        executed = asyncio.get_running_loop().create_future()
+        work = self._start_locked(container, lambda: executed.set_result(None))
+        await self._background.finish(work, f"start {container.name}", executed)
 
-    async def _start_locked(self, container: Container) -> None:
+    async def _start_locked(self, container: Container, executed: Callable[[], None]) -> None:
         async with container.lock:
             if container.live:
                 return
@@ -95,9 +98,11 @@ class Lifecycle:
                 raise Conflict(f"container {container.name} is being removed and cannot be started")
             self.forget_restart(container)
             container.current.manually_stopped = False
-            await self._launch(container)
+            await self._launch(container, executed)
 
-    async def _launch(self, container: Container) -> None:
+    async def _launch(
+        self, container: Container, executed: Callable[[], None] = lambda: None
+    ) -> None:
         donors = self._donors(container)
         begin = partial(self._begin, container, donors)
         try:
@@ -111,9 +116,10 @@ class Lifecycle:
             await self._start_failed(container, error)
             raise
         self.running(container, answer)
-        await self.save(container)
         self.publish(container, "start")
         self.on_started(container)
+        executed()
+        await self.save(container)
 
     async def _begin(
         self,
@@ -453,11 +459,12 @@ class Lifecycle:
     # --- common
 
     async def save(self, container: Container) -> None:
-        try:
-            copy = msgspec.structs.replace(container.current)
-            await asyncio.to_thread(self._disk.save_state, container.id, copy)
-        except OSError as error:
-            _log.error("cannot write the state of container %s: %s", container.name, error)
+        async with container.saving:  # what is newest is written last
+            try:
+                copy = msgspec.structs.replace(container.current)
+                await asyncio.to_thread(self._disk.save_state, container.id, copy)
+            except OSError as error:
+                _log.error("cannot write the state of container %s: %s", container.name, error)
 
     def publish(
         self, container: Container, action: str, extra: dict[str, str] | None = None

@@ -139,7 +139,8 @@ class Recovery:
                 await self._lifecycle.record_end(container, report or {})
             return
         same = container.live and container.pid == report["pid"]
-        if not same:
+        if not same:  # its start was not written down any more
+            container.current.manually_stopped = False
             self._lifecycle.running(container, report)
             await self._lifecycle.save(container)
         if container.state == "paused" and container.current.frozen_for_commit:

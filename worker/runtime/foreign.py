@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from worker.runtime import execution, interior, launch, mounts, record, users
+from worker.runtime import child, execution, interior, launch, mounts, record, users
 from worker.runtime import syscalls as sc
 from worker.runtime.held import Container, Ends, Process
 from worker.runtime.link import Link
@@ -110,7 +110,7 @@ class Foreign:
         reactor.later(_STRAYS_S, self._reap_strays)
 
     def start(
-        self, container: Container, steps: Plan, stdio: launch.Stdio, number: int, connected: int
+        self, container: Container, steps: Plan, stdio: child.Stdio, number: int, connected: int
     ) -> None:
         """Spawn the runtime, once the pipe `connected` (or -1) says that its network is there. The
         answer to request `number` comes when it has ended."""
@@ -301,7 +301,7 @@ def find_left(container: Container, cgroup_pids: list[int]) -> record.Record | N
 def _become(
     folder: str,
     steps: Plan,
-    stdio: launch.Stdio,
+    stdio: child.Stdio,
     command: list[str],
     connected: int,
     keeper: int,

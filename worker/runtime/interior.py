@@ -69,10 +69,15 @@ def make_cwd(path: str) -> str:
     return path
 
 
-def write_sysctls(plan: Plan) -> None:
+def write_sysctls(plan: Plan, folder: int) -> None:
+    """`folder`: /proc/sys as it was before it was made read-only, or -1."""
     for path, value in plan.sysctls:
         try:
-            with open(f"/proc/sys/{path}", "w") as file:
+            if folder >= 0:
+                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+            else:
+                fd = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+            with open(fd, "w") as file:
                 file.write(value)
         except OSError as error:
             text = f"sysctl {path.replace('/', '.')}={value}: {error.strerror}"

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # -I leaves the script's own folder out
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from worker.runtime import adoption, cgroups, launch, logfile, plan, record, relay, wire
+from worker.runtime import adoption, cgroups, child, launch, logfile, plan, record, relay, wire
 from worker.runtime import syscalls as sc
 from worker.runtime.held import Container, Ends, Process, Refusal
 from worker.runtime.link import Link
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SOCKET = "keeper.sock"
 _LONELY_S = 20.0  # how long to wait for a daemon that is gone, when nothing runs
+_ANSWERED_S = 0.003  # a start's answer has left the daemon, which may be waiting for this core
 _LIST_RETRY_S = 0.01
 _LIST_ATTEMPTS = 500
 
@@ -60,6 +61,7 @@ class Keeper:
         self._containers = self._supervisor.containers
         self._waiting_viewers: dict[str, relay.Relay] = {}  # attached before the start
         self._grown: set[str] = set()  # logs with news in this turn
+        self._started = ""  # the last container, until a child is made ready for the next
 
     def run(self) -> None:
         self._link.open()
@@ -84,8 +86,17 @@ class Keeper:
         for identity in self._grown:
             self._link.send({"event": "log", "container": identity})
         self._grown.clear()
+        if self._started and self._supervisor.settled:
+            folder, self._started = self._started, ""
+            self._reactor.later(_ANSWERED_S, lambda: self._get_ready(folder))
         if self._link.left and self._supervisor.idle:
             self._reactor.running = False
+
+    def _get_ready(self, folder: str) -> None:
+        """For a start like that of the container in `folder`."""
+        self._launcher.replenish()
+        with contextlib.suppress(OSError, ValueError):
+            adoption.read_plan(folder)  # the fork shares memory; what this writes to is copied now
 
     def _check_lonely(self) -> None:
         if self._link.connected:
@@ -141,6 +152,7 @@ class Keeper:
         container = Container(identity, folder, stdio)
         adoption.prepare(container, steps)
         self._containers[identity] = container
+        self._started = folder
         try:
             self._start(container, steps, request["n"], fds[0] if fds else -1)
         except (OSError, ValueError):
@@ -162,9 +174,6 @@ class Keeper:
 
     def _start(self, container: Container, steps: Plan, number: int, connected: int) -> None:
         self._supervisor.parents.add(os.path.dirname(steps.cgroup))
-        if not steps.runtime:  # another runtime makes it itself
-            self._hierarchy.create(steps.cgroup, steps.resources)
-            self._supervisor.watch_oom(container, steps)
         log = None
         if steps.log is not None:
             log = logfile.Writer(f"{container.folder}/{logfile.NAME}", *steps.log)
@@ -176,7 +185,14 @@ class Keeper:
                 return
             stdio = self._stdio(container, steps, ends)
             report, reported = ends.pipe()
-            pid, pidfd = self._launcher.start(steps, stdio, reported, connected=connected)
+
+            def make_cgroup() -> None:
+                self._hierarchy.create(steps.cgroup, steps.resources)
+                self._supervisor.watch_oom(container, steps)
+
+            pid, pidfd = self._launcher.start(
+                steps, stdio, reported, make_cgroup, connected=connected
+            )
             ends.keep(report)
         finally:
             ends.close()
@@ -189,7 +205,7 @@ class Keeper:
     ) -> None:
         if steps.process.tty:
             null = ends.add(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-            stdio = launch.Stdio(null, null, null)
+            stdio = child.Stdio(null, null, null)
         else:
             stdio = self._stdio(container, steps, ends)
         self._others().start(container, steps, stdio, number, connected)
@@ -204,7 +220,7 @@ class Keeper:
             )  # fmt: skip
         return self._foreign
 
-    def _stdio(self, container: Container, steps: Plan, ends: Ends) -> launch.Stdio:
+    def _stdio(self, container: Container, steps: Plan, ends: Ends) -> child.Stdio:
         """The child's ends, closed by `ends` after the fork; ours are given to the relay."""
         once = steps.stdin == "once"
         if steps.process.tty:
@@ -212,7 +228,7 @@ class Keeper:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ends.add(theirs.detach())
             self._reactor.watch(ours.fileno(), READ, lambda _: self._take_terminal(container, ours))
-            return launch.Stdio(null, null, null, ends.last)
+            return child.Stdio(null, null, null, ends.last)
         fifos = relay.make_fifos(container.folder)
         for fd in fifos.values():
             ends.add(fd)
@@ -223,7 +239,7 @@ class Keeper:
             container.relay.connect_input(ours_in, once)
         else:
             theirs_in = ends.add(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-        return launch.Stdio(theirs_in, fifos[logfile.STDOUT], fifos[logfile.STDERR])
+        return child.Stdio(theirs_in, fifos[logfile.STDOUT], fifos[logfile.STDERR])
 
     def _take_terminal(self, container: Container, channel: socket.socket) -> None:
         self._reactor.forget(channel.fileno())
@@ -243,9 +259,9 @@ class Keeper:
         try:
             if steps.tty:
                 null = ends.add(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-                stdio = launch.Stdio(null, null, null, fds[0])
+                stdio = child.Stdio(null, null, null, fds[0])
             else:
-                stdio = launch.Stdio(*fds[:3])
+                stdio = child.Stdio(*fds[:3])
             report, reported = ends.pipe()
             pid, pidfd = self._launcher.execute(
                 steps, container.process.pidfd, container.cgroup, stdio, reported

@@ -8,10 +8,14 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from worker.runtime import syscalls as sc
 from worker.runtime import targets
-from worker.runtime.steps import Device, Mount, Plan
+from worker.runtime.steps import GROUND_TOPS, Device, Mount, Plan
+
+Parts = tuple[tuple[Mount, int], ...]
 
 _ATTEMPTS = 64
 _LONGEST = 255  # fsconfig takes fewer bytes than 256
@@ -110,20 +114,32 @@ def clone(path: str, attributes: int = 0, recursive: bool = False, at: int = sc.
     return fd
 
 
-def prepare_root(plan: Plan, users: int = -1) -> int:
-    """Mount the container's root at `plan.root`; its descriptor. `users`: the user namespace whose
-    ids the layers shall show, or -1."""
-    if plan.lower and users >= 0:
-        mount = _mapped_overlay(plan, users)
-    elif plan.lower:
-        mount = overlay(plan.lower, plan.upper, plan.work, plan.root_attributes)
-    else:
-        try:
-            mount = clone(plan.root, plan.root_attributes, recursive=True)
-        except OSError as error:
-            raise OSError(error.errno, f"root {plan.root}: {error.strerror}") from error
+def prepare_root(plan: Plan) -> None:
+    """Mount the container's root at `plan.root`."""
+    mount = make_root(plan)
     sc.move_mount(mount, sc.AT_FDCWD, plan.root)
-    return mount
+    os.close(mount)
+
+
+def open_place(root: str) -> int:
+    """Where the root is to be mounted: no mount made before it may cover that."""
+    try:
+        return os.open(root, targets.DIRECTORY)
+    except OSError as error:
+        raise OSError(error.errno, f"root {root}: {error.strerror}") from error
+
+
+def make_root(plan: Plan, users: int = -1) -> int:
+    """The container's root, detached; its descriptor. `users`: the user namespace whose ids the
+    layers shall show, or -1."""
+    if plan.lower and users >= 0:
+        return _mapped_overlay(plan, users)
+    if plan.lower:
+        return overlay(plan.lower, plan.upper, plan.work, plan.root_attributes)
+    try:
+        return clone(plan.root, plan.root_attributes, recursive=True)
+    except OSError as error:
+        raise OSError(error.errno, f"root {plan.root}: {error.strerror}") from error
 
 
 def _mapped_overlay(plan: Plan, users: int) -> int:
@@ -154,23 +170,36 @@ def _idmap(mount: int, users: int, path: str) -> None:
         raise OSError(error.errno, f"{text}: {error.strerror}") from error
 
 
-def open_sources(plan: Plan, users: int = -1) -> dict[int, int]:
-    """Detached copies of all bind sources, by index in the plan.
+class Sources(NamedTuple):
+    """Detached copies of what a plan mounts from outside."""
 
-    Opened before anything of the image is visible, so no race can exchange one, and before the
-    mounts around are made private, so that a slave or a shared one keeps its ties to the machine.
-    """
-    sources = {}
+    binds: dict[int, int]  # by index in the plan
+    cgroups: list[tuple[int, str]]  # with names below /sys/fs/cgroup; "": there
+
+
+def open_binds(plan: Plan, users: int = -1) -> dict[int, int]:
+    found = {}
     for index, mount in enumerate(plan.mounts):
         if mount.kind == "shm-of":
-            sources[index] = shared_memory_of(mount.source)
+            found[index] = shared_memory_of(mount.source)
         elif mount.kind == "bind":
-            fd = _clone_source(mount)
-            if mount.idmapped and users >= 0:
-                _idmap(fd, users, mount.source)
-            sc.mount_propagation(fd, *(mount.propagation or (sc.MS_PRIVATE, True)))
-            sources[index] = fd
-    return sources
+            found[index] = _open_bind(mount, users)
+    return found
+
+
+def open_cgroups(plan: Plan, folders: list[tuple[str, str]]) -> list[tuple[int, str]]:
+    """`folders`: those of the container's cgroup, with their names."""
+    if all(mount.kind != "cgroup" for mount in plan.mounts):
+        return []
+    return [(clone(path), name) for path, name in folders]
+
+
+def _open_bind(mount: Mount, users: int) -> int:
+    fd = _clone_source(mount)
+    if mount.idmapped and users >= 0:
+        _idmap(fd, users, mount.source)
+    sc.mount_propagation(fd, *(mount.propagation or (sc.MS_PRIVATE, True)))
+    return fd
 
 
 def _clone_source(mount: Mount) -> int:
@@ -202,68 +231,90 @@ def shared_memory_of(namespace: str) -> int:
     return tree
 
 
-def mount_all(
-    plan: Plan, root: int, sources: dict[int, int], cgroups: list[tuple[str, str]]
-) -> None:
-    """All mounts of the plan, in order, below the directory `root`."""
-    for index, mount in enumerate(plan.mounts):
-        try:
-            if mount.kind == "cgroup":
-                _mount_cgroups(mount, root, cgroups)
-            else:
-                _mount_one(mount, root, sources.get(index, -1))
-        except OSError as error:
-            text = f"mounting {mount.kind} at {mount.target}: {error.strerror}"
-            raise OSError(error.errno, text) from error
-
-
-def _mount_one(mount: Mount, root: int, source: int) -> None:
-    if source < 0:
-        source = filesystem(mount.kind, mount.data, mount.attributes)
-    target = targets.open_target(root, mount.target, stat.S_ISDIR(os.fstat(source).st_mode))
-    try:
-        sc.move_mount(source, target)
-    finally:
-        os.close(target)
-        os.close(source)
-    if mount.target == "/dev" and mount.kind == "tmpfs":
-        _fill_dev(root)
-
-
-def _mount_cgroups(mount: Mount, root: int, cgroups: list[tuple[str, str]]) -> None:
-    """The container's own cgroup, and nothing above it."""
-    single = len(cgroups) == 1 and not cgroups[0][1]
-    target = targets.open_target(root, mount.target, directory=True)
-    try:
-        if single:
-            fd = clone(cgroups[0][0], mount.attributes)
+def mount_ground(entries: tuple[Mount, ...], root: int) -> Parts:
+    """Make the file systems of a ground, at places that exist; those that hold the others."""
+    found = []
+    for entry in entries:
+        with _named(entry):
+            mount = _make(entry)
+            place(mount, root, entry.target)
+        if entry.target in GROUND_TOPS:
+            found.append((entry, mount))
         else:
-            fd = filesystem("tmpfs", (("mode", "755"), ("size", "64k")), 0)
-            for _, name in cgroups:
-                os.mkdir(name, 0o555, dir_fd=fd)
-        sc.move_mount(fd, target)
-        if not single:
-            for source, name in cgroups:
-                tree = clone(source, mount.attributes)
-                sc.move_mount(tree, fd, name)
-                os.close(tree)
-            sc.mount_setattr(fd, mount.attributes)
-        os.close(fd)
-    finally:
-        os.close(target)
+            os.close(mount)
+    return tuple(found)
 
 
-def _fill_dev(root: int) -> None:
-    dev = sc.openat2(root, "/dev", os.O_DIRECTORY, sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_SYMLINKS)
+def place_ground(parts: Parts, root: int) -> None:
+    """Move them to the container's root."""
+    for entry, mount in parts:
+        with _named(entry):
+            place(mount, root, entry.target)
+        os.close(mount)
+
+
+def mount_all(plan: Plan, root: int, sources: Sources, first: int) -> None:
+    """All mounts of the plan from the index `first` on, in order, below the directory `root`."""
+    for index, entry in enumerate(plan.mounts[first:], first):
+        with _named(entry):
+            if entry.kind == "cgroup":
+                _mount_cgroups(entry, root, sources.cgroups)
+            else:
+                mount = sources.binds[index] if index in sources.binds else _make(entry)
+                place(mount, root, entry.target)
+                os.close(mount)
+
+
+@contextlib.contextmanager
+def _named(mount: Mount) -> Iterator[None]:
+    """What fails within, fails for the sake of `mount`."""
     try:
-        for node in _NODES:
-            make_node(dev, os.path.basename(node.path), node)
-        for destination, link in _LINKS:
-            os.symlink(destination, os.path.basename(link), dir_fd=dev)
-        for name in ("pts", "shm", "mqueue"):
-            os.mkdir(name, 0o755, dir_fd=dev)
+        yield
+    except OSError as error:
+        text = f"mounting {mount.kind} at {mount.target}: {error.strerror}"
+        raise OSError(error.errno, text) from error
+
+
+def _make(mount: Mount) -> int:
+    fd = filesystem(mount.kind, mount.data, mount.attributes)
+    if mount.target == "/dev" and mount.kind == "tmpfs":
+        _fill_dev(fd)
+    return fd
+
+
+def place(mount: int, root: int, target: str) -> None:
+    """Move a mount to `target` in the directory `root`."""
+    fd = targets.open_target(root, target, stat.S_ISDIR(os.fstat(mount).st_mode))
+    try:
+        sc.move_mount(mount, fd)
     finally:
-        os.close(dev)
+        os.close(fd)
+
+
+def _mount_cgroups(mount: Mount, root: int, cgroups: list[tuple[int, str]]) -> None:
+    """The container's own cgroup, and nothing above it."""
+    if len(cgroups) == 1 and not cgroups[0][1]:
+        top = cgroups[0][0]
+    else:
+        top = filesystem("tmpfs", (("mode", "755"), ("size", "64k")), 0)
+        for _, name in cgroups:
+            os.mkdir(name, 0o555, dir_fd=top)
+    place(top, root, mount.target)
+    for tree, name in cgroups:
+        if tree != top:
+            sc.move_mount(tree, top, name)
+            os.close(tree)
+    sc.mount_setattr(top, mount.attributes, recursive=True)
+    os.close(top)
+
+
+def _fill_dev(dev: int) -> None:
+    for node in _NODES:
+        make_node(dev, os.path.basename(node.path), node)
+    for destination, link in _LINKS:
+        os.symlink(destination, os.path.basename(link), dir_fd=dev)
+    for name in ("pts", "shm", "mqueue"):
+        os.mkdir(name, 0o755, dir_fd=dev)
 
 
 def make_node(directory: int, name: str, node: Device) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from worker.runtime import bundle as bundles
-from worker.runtime import cgroups, execution, hooks, launch, plan, record, seccomp_profile
+from worker.runtime import cgroups, child, execution, hooks, launch, plan, record, seccomp_profile
 from worker.runtime import syscalls as sc
 from worker.runtime.steps import Plan
 
@@ -107,7 +107,6 @@ class Containers:
         if steps.process.tty and not console.socket:
             raise RuntimeFailure("process.terminal is true: give --console-socket")
         os.mkfifo(f"{folder}/{_FIFO}", 0o600)
-        self._hierarchy.create(steps.cgroup, steps.resources)
         known = hooks_of(config)
         shown = bundles.state(identity, "creating", 0, bundle, notes_of(config))
         with contextlib.ExitStack() as stack:
@@ -116,7 +115,13 @@ class Containers:
             start = stack.enter_context(_opened(f"{folder}/{_FIFO}", os.O_RDWR))
             stdio = _stdio(stack, steps.process.tty, console.socket)
             gate = hooks.Gate(ready, start, known, shown, console.preserved)
-            pid, pidfd = launch.Launcher(self._hierarchy).start(steps, stdio, reported, gate)
+            pid, pidfd = launch.Launcher(self._hierarchy).start(
+                steps,
+                stdio,
+                reported,
+                lambda: self._hierarchy.create(steps.cgroup, steps.resources),
+                gate,
+            )
             stack.callback(os.close, pidfd)
             os.close(reported)
             try:
@@ -309,17 +314,17 @@ def _await_created(report: int) -> None:
     raise RuntimeFailure(failure.message, failure.code)
 
 
-def _stdio(stack: contextlib.ExitStack, tty: bool, console: str) -> launch.Stdio:
+def _stdio(stack: contextlib.ExitStack, tty: bool, console: str) -> child.Stdio:
     """Our own, or a terminal whose master goes to who listens at `console`."""
     if not tty:
-        return launch.Stdio(0, 1, 2)
+        return child.Stdio(0, 1, 2)
     null = stack.enter_context(_opened("/dev/null", os.O_RDWR))
     peer = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         peer.connect(console)
     except OSError as error:
         raise RuntimeFailure(f"--console-socket {console}: {error.strerror}") from error
-    return launch.Stdio(null, null, null, peer.fileno())
+    return child.Stdio(null, null, null, peer.fileno())
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from worker.runtime.syscalls import CLONE_NEWNET
+
 Ids = tuple[tuple[int, int, int], ...]  # first inside, first outside, count
 
 
@@ -78,6 +80,17 @@ class Process(NamedTuple):
     mapping: Mapping
 
 
+class Ground(NamedTuple):
+    """What a start needs before it is known which container it is for: the same for most."""
+
+    namespaces: int  # CLONE_NEW flags of the new ones
+    joins: tuple[Join, ...]  # namespaces of others to enter, but for the network's
+    mapping: Mapping
+    mounts: tuple[Mount, ...]  # the first of the plan's: the kernel's own at /proc and /dev
+    masked: tuple[str, ...]  # of the plan's, those below /proc
+    read_only: tuple[str, ...]
+
+
 class Plan(NamedTuple):
     """All that a start needs to know."""
 
@@ -104,3 +117,39 @@ class Plan(NamedTuple):
     log: tuple[int, int] | None  # bytes of one file, number of files; None: keep nothing
     stdin: str  # "", "open", "once"
     runtime: str  # path of another OCI runtime that is to start it; "": this one
+
+
+_KERNELS = {"proc", "tmpfs", "devpts", "mqueue"}  # file systems that are of no one container
+GROUND_TOPS = ("/proc", "/dev")
+
+
+def ground(plan: Plan) -> Ground:
+    """The part of `plan` that can be done for any container like it. Pure."""
+    mounts = _leading(plan.mounts)
+    tops = {mount.target for mount in mounts}
+    covered = any(mount.target.startswith("/proc/") for mount in plan.mounts[len(mounts) :])
+    hides = tops.issuperset(GROUND_TOPS) and not covered  # what is mounted later is hidden as well
+    masked, read_only = (
+        tuple(path for path in paths if hides and path.startswith("/proc/"))
+        for paths in (plan.masked, plan.read_only)
+    )
+    return Ground(
+        namespaces=plan.namespaces,
+        joins=tuple(join for join in plan.joins if join.kind != CLONE_NEWNET),
+        mapping=plan.process.mapping,
+        mounts=mounts,
+        masked=masked,
+        read_only=read_only,
+    )
+
+
+def _leading(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
+    """Those before the first that is a container's own, or lies elsewhere."""
+    found: dict[str, Mount] = {}
+    for mount in mounts:
+        top = "/" + mount.target.split("/")[1]
+        placed = mount.target in GROUND_TOPS or top in found
+        if mount.kind not in _KERNELS or not placed or mount.target in found:
+            break
+        found[mount.target] = mount
+    return tuple(found.values())

@@ -70,6 +70,7 @@ _PIDFD_OPEN, _CLONE3, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 434, 435, 436, 43
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(platform.machine(), -1)
 
 _CLOSE_RANGE_CLOEXEC = 4
+_MOST_FILES = 1 << 30  # far above any descriptor
 _ATTR_ATIME = 0x70
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -264,6 +265,15 @@ def setdomainname(name: str) -> None:
 def close_on_exec_from(first: int) -> None:
     """Mark every descriptor from `first` on, also those that Python does not know of."""
     _call("close_range", _CLOSE_RANGE, first, 0xFFFFFFFF, _CLOSE_RANGE_CLOEXEC)
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor behind stderr that is not among `kept`."""
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = max(first, fd + 1)
+    os.closerange(first, _MOST_FILES)
 
 
 def prctl(option: int, value: int = 0, third: int = 0) -> None:

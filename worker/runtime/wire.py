@@ -59,8 +59,10 @@ def send(connection: socket.socket, message: dict[str, Any], fds: tuple[int, ...
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """The next message and its descriptors. Raises BlockingIOError, and EOFError at the end."""
+    # Asked for, since room for the longest would be mapped and unmapped each time.
+    size = connection.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
     space = socket.CMSG_SPACE(_MOST_FDS * 4)
-    data, control, _, _ = connection.recvmsg(LARGEST, space, socket.MSG_CMSG_CLOEXEC)
+    data, control, _, _ = connection.recvmsg(size or 1, space, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, payload in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
