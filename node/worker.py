@@ -31,7 +31,9 @@ class Worker:
         self._version = version
         self._clock = clock
         self._rng = rng
-        self.networks = Networks(config, clock, rng)
+        self.networks = Networks(
+            config, clock, rng, tell=lambda *event: self.engine.events.publish(*event)
+        )
         self.images = Images(config, lambda *event: self.engine.events.publish(*event))
         self.engine = Engine(config, self.images, self.networks, clock, rng)
         self._boot_id = ""

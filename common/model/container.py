@@ -122,6 +122,7 @@ class HostConfig(Limits, frozen=True, kw_only=True):
     dns_options: tuple[str, ...] | None = _f(default=None, name="DnsOptions")
     dns_search: tuple[str, ...] | None = _f(default=None, name="DnsSearch")
     extra_hosts: tuple[str, ...] | None = None
+    links: tuple[str, ...] | None = None
     group_add: tuple[str, ...] | None = None
     init: bool | None = None
     ipc_mode: str = ""
@@ -158,6 +159,7 @@ class EndpointConfig(Model, frozen=True, kw_only=True):
     mac_address: str = ""
     network_id: str = ""
     driver_opts: dict[str, str] | None = None
+    gw_priority: int = 0
 
 
 class NetworkingConfig(Model, frozen=True, kw_only=True):
@@ -169,3 +171,17 @@ class ContainerCreate(ContainerConfig, frozen=True, kw_only=True):
 
     host_config: HostConfig = _f(default_factory=HostConfig)
     networking_config: NetworkingConfig | None = None
+
+
+class NetworkConnect(Model, frozen=True, kw_only=True):
+    """The body of `POST /networks/{id}/connect`."""
+
+    container: str = ""
+    endpoint_config: EndpointConfig | None = None
+
+
+class NetworkDisconnect(Model, frozen=True, kw_only=True):
+    """The body of `POST /networks/{id}/disconnect`."""
+
+    container: str = ""
+    force: bool = False

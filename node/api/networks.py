@@ -6,14 +6,16 @@ from typing import Any
 
 from aiohttp import web
 
-from common.errors import Forbidden, Invalid, NotFound, NotImplementedHere
+from common.errors import Invalid, NotFound, NotImplementedHere
 from common.model.base import to_builtins
+from common.model.container import EndpointConfig, NetworkConnect, NetworkDisconnect
 from common.model.network import Network, NetworkSpec
 from node.api import body
 from node.api.daemon import Daemon
 from node.api.leader import catch_up, manager_or_none, mark_stale, on_leader
 from node.api.routes import Route, json_response
 from node.api.services import manager
+from node.forward import FORWARDED
 
 
 class NetworkRoutes:
@@ -29,18 +31,20 @@ class NetworkRoutes:
             Route("POST", "/networks/create", self.create),
             Route("GET", "/networks/{id}", self.inspect),
             Route("DELETE", "/networks/{id}", self.remove),
+            Route("POST", "/networks/{id}/connect", self.connect),
+            Route("POST", "/networks/{id}/disconnect", self.disconnect),
         ]
 
     async def index(self, request: web.Request) -> web.StreamResponse:
         wanted, here = body.filters(request), self._daemon.manager
         fresh = here is None or await catch_up(here)
-        rows = [*self._daemon.networks.list(), *self._overlays()]
+        rows = [*self._daemon.networks.list(), *self._overlays(wanted)]
         answer = json_response([row for row in rows if matches(row, wanted)])
         return answer if here is None or fresh else mark_stale(answer, here)
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
         ref, scope = request.match_info["id"], request.query.get("scope", "")
-        if scope != "swarm":
+        if scope != "swarm" and FORWARDED not in request.headers:
             with contextlib.suppress(NotFound):
                 return json_response(find(self._daemon.networks.list(), ref))
         if scope == "local" or manager_or_none(self._daemon) is None:
@@ -53,12 +57,11 @@ class NetworkRoutes:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         spec = await body.read(request, NetworkSpec)
-        if spec.driver != "overlay" and spec.scope != "swarm":
-            raise NotImplementedHere(
-                f"network driver {spec.driver or 'bridge'!r} cannot make networks yet; "
-                "use --driver overlay on a manager"
-            )
-        return await self._create_overlay(request)
+        if spec.driver == "overlay" or spec.scope == "swarm":
+            return await self._create_overlay(request)
+        network_id = self._daemon.ids.hex(64)
+        await self._daemon.networks.create(spec, network_id)
+        return json_response({"Id": network_id, "Warning": ""}, status=201)
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
         spec = await body.read(request, NetworkSpec)
@@ -67,9 +70,10 @@ class NetworkRoutes:
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
         ref = request.match_info["id"]
-        with contextlib.suppress(NotFound):
-            local = find(self._daemon.networks.list(), ref)
-            raise Forbidden(f"{local['Name']} is a pre-defined network and cannot be removed")
+        if FORWARDED not in request.headers:
+            with contextlib.suppress(NotFound):
+                await self._daemon.networks.remove(ref)
+                return web.Response(status=204)
         if manager_or_none(self._daemon) is None:
             raise NotFound(f"network {ref} not found")
         return await self._remove_overlay(request)
@@ -78,10 +82,45 @@ class NetworkRoutes:
         await manager(self._daemon).api.networks.remove(request.match_info["id"])
         return web.Response(status=204)
 
-    def _overlays(self) -> list[dict[str, Any]]:
-        """The cluster's networks as this manager knows them."""
+    async def connect(self, request: web.Request) -> web.StreamResponse:
+        asked = await body.read(request, NetworkConnect)
+        network = self._of_this_node(request.match_info["id"])
+        point = asked.endpoint_config or EndpointConfig()
+        await self._daemon.engine.connect(_container(asked.container), network, point)
+        return web.Response(status=200)
+
+    async def disconnect(self, request: web.Request) -> web.StreamResponse:
+        asked = await body.read(request, NetworkDisconnect)
+        ref = request.match_info["id"]
+        with contextlib.suppress(NotFound):
+            ref = self._of_this_node(ref)
+        await self._daemon.engine.disconnect(_container(asked.container), ref)
+        return web.Response(status=200)
+
+    def _of_this_node(self, ref: str) -> str:
+        """Its id. Raises NotFound, NotImplementedHere for one of the cluster."""
+        try:
+            return str(find(self._daemon.networks.list(), ref)["Id"])
+        except NotFound:
+            if any(ref in (row["Name"], row["Id"]) for row in self._overlays({})):
+                raise NotImplementedHere(
+                    f"network {ref} is the cluster's: only services can be on it"
+                ) from None
+            raise
+
+    def _overlays(self, wanted: body.Filters) -> list[dict[str, Any]]:
+        """The cluster's networks as this manager knows them; whether they are used, it says too."""
         here = self._daemon.manager
-        return [] if here is None else [overlay_json(item) for item in here.api.networks.list({})]
+        if here is None:
+            return []
+        asked = {name: values for name, values in wanted.items() if name == "dangling"}
+        return [overlay_json(item) for item in here.api.networks.list(asked)]
+
+
+def _container(ref: str) -> str:
+    if not ref:
+        raise Invalid("Container is missing: name the container")
+    return ref
 
 
 def overlay_json(network: Network) -> dict[str, Any]:
@@ -130,7 +169,7 @@ def matches(row: dict[str, Any], wanted: body.Filters) -> bool:
         "scope": lambda value: row["Scope"] == value,
         "type": lambda value: (value == "builtin") == predefined,
         "label": lambda value: has_label(labels, value),
-        "dangling": lambda value: value in ("0", "false"),
+        "dangling": lambda value: row["Scope"] != "local" or _is_dangling(row, value),
     }
     unknown = set(wanted) - set(checks)
     if unknown:
@@ -138,6 +177,13 @@ def matches(row: dict[str, Any], wanted: body.Filters) -> bool:
     return all(
         any(checks[name](value) for value in values) for name, values in wanted.items() if values
     )
+
+
+def _is_dangling(row: dict[str, Any], value: str) -> bool:
+    """Whether nobody is on a network of this node, if `value` is true; else whether somebody is."""
+    if value not in ("1", "0", "true", "false"):
+        raise Invalid(f"invalid filter 'dangling={value}': write true or false")
+    return bool(row["Containers"]) == (value in ("0", "false"))
 
 
 def has_label(labels: dict[str, str], wanted: str) -> bool:

@@ -5,6 +5,7 @@ Nothing pruned is `null`, not an empty list: clients print the heading otherwise
 
 import contextlib
 import datetime as dt
+import json
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from node.api.leader import on_leader
 from node.api.networks import has_label
 from node.api.routes import API_VERSION_ASKED, Route, json_response
 from node.api.services import manager
+from node.forward import FORWARDED
 from worker.images.images import Image
 from worker.volumes.store import ANONYMOUS
 
@@ -98,11 +100,30 @@ class PruneRoutes:
         return json_response({"VolumesDeleted": gone or None, "SpaceReclaimed": freed})
 
     async def networks(self, request: web.Request) -> web.StreamResponse:
-        """The node's own are all predefined; those of the cluster are its managers' to remove."""
-        _filters(request, "until", "label", "label!")
+        """Those of this node that nobody is on; those of the cluster are its managers' to remove.
+
+        A follower's answer is its leader's, which does not name what was removed on this node.
+        """
+        wanted = _filters(request, "until", "label", "label!")
+        gone = await self._local_networks(wanted) if FORWARDED not in request.headers else []
         if self._daemon.manager is None:
-            return json_response({"NetworksDeleted": None})
-        return await self._prune_overlays(request)
+            return json_response({"NetworksDeleted": gone or None})
+        answer = await self._prune_overlays(request)
+        if not gone or not isinstance(answer, web.Response) or answer.status != 200:
+            return answer
+        others = json.loads(answer.text or "{}").get("NetworksDeleted") or []
+        return json_response({"NetworksDeleted": [*gone, *others]})
+
+    async def _local_networks(self, wanted: Filters) -> list[str]:
+        networks, until = self._daemon.networks, _until(wanted, self._daemon.clock.now())
+        gone = []
+        for network in networks.local.all():
+            old = until is None or network.created < until
+            if old and _labelled(network.labels, wanted):
+                with contextlib.suppress(NotFound, Forbidden):  # in use
+                    await networks.remove(network.id)
+                    gone.append(network.name)
+        return gone
 
     async def _overlays(self, request: web.Request) -> web.StreamResponse:
         networks, wanted = manager(self._daemon).api.networks, body.filters(request)

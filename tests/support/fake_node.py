@@ -17,7 +17,7 @@ from common.errors import NotFound
 from common.model.image import ImageConfig
 from worker.engine.engine import Engine
 from worker.engine.streams import ready
-from worker.network.model import Sandbox, SandboxSpec
+from worker.network.model import Attachment, Sandbox, SandboxSpec
 from worker.runtime import cgroups
 from worker.runtime import syscalls as sc
 
@@ -113,7 +113,18 @@ class FakeNetworks:
         return dict(self._open)
 
     def inspect(self, name: str) -> dict[str, Any]:
-        raise NotFound(f"network {name} not found")
+        if name != "bridge":
+            raise NotFound(f"network {name} not found")
+        return {"Name": "bridge", "Id": "b" * 64}
+
+    async def reconnect(self, sandbox_id: str, attachments: tuple[Attachment, ...]) -> Sandbox:
+        raise AssertionError("no test of the engine alone changes networks")
+
+    async def rename(self, sandbox_id: str, name: str) -> None:
+        self.log.append(f"rename {sandbox_id} {name}")
+
+    def check_address(self, network_id: str, address: str) -> None:
+        raise AssertionError("there are no networks of users")
 
     def close(self) -> None:
         for fd in self._fds.values():

@@ -41,7 +41,8 @@ class FilePoint(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What is fixed when a container is made (`container.json`); only the name may change."""
+    """What is fixed when a container is made (`container.json`); only the name, its limits and its
+    networks may change."""
 
     id: str
     name: str
@@ -56,6 +57,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FilePoint, ...] = ()
     network_mode: str = "private"  # private, none, host
     attachments: tuple[Attachment, ...] = ()
+    detached: bool = False  # it was disconnected from all its networks
     host_ports: tuple[HostPort, ...] = ()
     owner: str = ""  # id of the task that the container is for
 

@@ -5,7 +5,6 @@ import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,9 +16,10 @@ from common.model.container import ContainerCreate, HostConfig
 from worker.engine import modes, points, propagation, request
 from worker.engine.container import Container, FilePoint, MountPoint, Record, State
 from worker.engine.disk import Disk
+from worker.engine.networking import Connections
 from worker.engine.remap import Remap
 from worker.engine.runtimes import Runtimes
-from worker.engine.seams import Images, Networks
+from worker.engine.seams import Images
 from worker.network.model import Attachment, HostPort
 from worker.volumes.copyup import copy_up
 from worker.volumes.store import Volumes
@@ -60,7 +60,6 @@ class Creation:
         available: int,
         disk: Disk,
         images: Images,
-        networks: Networks,
         volumes: Volumes,
         names_: Names,
         ids: Ids,
@@ -68,13 +67,14 @@ class Creation:
         find: Callable[[str], Container],
         runtimes: Runtimes,
         users: Remap,
+        connections: Connections,
     ) -> None:
         self._users = users
+        self._connections = connections
         self._runtimes = runtimes
         self._find = find
         self._disk = disk
         self._images = images
-        self._networks = networks
         self._volumes = volumes
         self._names = names_
         self._ids = ids
@@ -185,26 +185,12 @@ class Creation:
     def _networks_of(
         self, body: ContainerCreate, given: tuple[Attachment, ...] | None
     ) -> tuple[str, tuple[Attachment, ...]]:
-        mode, wanted = request.wanted_networks(body.host_config, body.networking_config)
         if given is not None:
+            mode, _ = request.wanted_networks(body, body.host_config, None)
             return mode, given
-        found = [self._attachment(name, aliases) for name, aliases in wanted.items()]
+        mode, wanted = request.wanted_networks(body, body.host_config, body.networking_config)
+        found = [self._connections.attachment(name, point) for name, point in wanted.items()]
         return mode, tuple(found)
-
-    def _attachment(self, name: str, aliases: tuple[str, ...]) -> Attachment:
-        try:
-            network: dict[str, Any] = self._networks.inspect(name)
-        except NotFound:
-            # Not NotFound: clients take that for a missing image and go and pull it.
-            raise Invalid(
-                f"network {name} is none of this node's own: use bridge, host or none; networks of "
-                "the cluster are for services"
-            ) from None
-        if network.get("Driver") == "overlay":
-            raise NotImplementedHere(
-                f"network {name}: only services can be on an overlay network; use a bridge"
-            )
-        return Attachment(network_id=network["Id"], network_name=network["Name"], aliases=aliases)
 
     async def _resolve(
         self, wish: points.Wish, lower: tuple[Path, ...], made: list[str]

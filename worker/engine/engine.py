@@ -13,7 +13,7 @@ from common.clock import Clock
 from common.config import DaemonConfig
 from common.errors import Conflict, NotFound, NotImplementedHere, Unavailable
 from common.ids import Ids
-from common.model.container import ContainerCreate
+from common.model.container import ContainerCreate, EndpointConfig
 from worker.engine import inspect as views
 from worker.engine import oom, remap, usage
 from worker.engine.background import Background
@@ -27,6 +27,7 @@ from worker.engine.health import Monitors
 from worker.engine.lifecycle import Lifecycle
 from worker.engine.logs import ALL, Batches, LogLine, LogQuery, Logs, each
 from worker.engine.memory_files import MemoryFiles
+from worker.engine.networking import Connections
 from worker.engine.recovery import Recovery
 from worker.engine.runtimes import Runtimes
 from worker.engine.seams import Images, Networks
@@ -85,9 +86,10 @@ class Engine:
         if not self._lifecycle.device_filter:
             available &= ~capabilities.mask(["CAP_MKNOD"])
         self._available = available
+        self._connections = Connections(networks, self._disk, self.find)
         self._creation = Creation(
-            available, self._disk, images, networks, self.volumes, self._names, ids, clock,
-            self.find, self.runtimes, users,
+            available, self._disk, images, self.volumes, self._names, ids, clock,
+            self.find, self.runtimes, users, self._connections,
         )  # fmt: skip
         self.files = Files(self.find, self._disk, images, self.volumes)
         self._execs = Execs(self._keeper, self._lifecycle, ids)
@@ -273,7 +275,20 @@ class Engine:
         container = self.find(ref)
         old = container.name
         await self._background.finish(self._creation.rename(container, name), f"rename {old}")
+        await self._connections.renamed(container)
         self._lifecycle.publish(container, "rename", {"oldName": f"/{old}"})
+
+    async def connect(self, ref: str, network: str, point: EndpointConfig) -> None:
+        """Put a container on a network, also while it runs. Raises NotFound, Invalid, Forbidden."""
+        container = self.find(ref)
+        work = self._connections.connect(container, network, point)
+        await self._background.finish(work, f"connect {container.name}")
+
+    async def disconnect(self, ref: str, network: str) -> None:
+        """Take a container off a network. Raises NotFound, Invalid, Forbidden."""
+        container = self.find(ref)
+        work = self._connections.disconnect(container, network)
+        await self._background.finish(work, f"disconnect {container.name}")
 
     async def remove(self, ref: str, force: bool = False, volumes: bool = False) -> None:
         """Raises Conflict while it runs, unless forced: then it is killed. `volumes`: its anonymous

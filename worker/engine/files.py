@@ -10,15 +10,25 @@ from worker.network.model import Sandbox
 
 def write(folder: Path, container: Container, sandbox: Sandbox) -> None:
     """Into the container's folder, from where they are mounted. Raises Invalid."""
-    more = extra_hosts(container.host_config.extra_hosts or (), gateway(sandbox))
     texts = {
-        "hosts": sandbox.hosts + more,
+        "hosts": hosts(container, sandbox),
         "resolv.conf": sandbox.resolv_conf,
         "hostname": f"{container.config.hostname}\n",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o644)  # whatever the daemon's umask
+
+
+def write_hosts(folder: Path, container: Container, sandbox: Sandbox) -> None:
+    """Its addresses have changed. Raises Invalid."""
+    (folder / "hosts").write_text(hosts(container, sandbox))
+
+
+def hosts(container: Container, sandbox: Sandbox) -> str:
+    """Raises Invalid."""
+    more = extra_hosts(container.host_config.extra_hosts or (), gateway(sandbox))
+    return sandbox.hosts + more
 
 
 def gateway(sandbox: Sandbox) -> str:

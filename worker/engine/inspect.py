@@ -7,7 +7,9 @@ from typing import Any
 from common.model.base import to_builtins
 from worker.engine.container import Container, MountPoint, Probe
 from worker.engine.disk import CONFIG
-from worker.network.model import Interface
+from worker.network.local import ID_LENGTH, endpoint_id
+from worker.network.local_networks import dns_names
+from worker.network.model import Attachment, Interface
 from worker.runtime import logfile
 
 _DRIVER = "overlay2"
@@ -99,27 +101,28 @@ def mount(point: MountPoint) -> dict[str, Any]:
 def network_settings(container: Container) -> dict[str, Any]:
     """What the sandbox has; without one the networks are named with empty addresses."""
     sandbox, record = container.sandbox, container.record
+    items = {item.network_id: item for item in record.attachments}
     networks: dict[str, Any] = {}
     if sandbox is not None:
-        aliases = {a.network_name: a.aliases for a in record.attachments}
         for interface in sandbox.interfaces:
-            names = list(aliases.get(interface.network_name, ()))
-            networks[interface.network_name] = endpoint(interface, names)
+            item = items.get(interface.network_id)
+            networks[interface.network_name] = endpoint(container, interface, item)
     elif record.network_mode == "private":
-        names_ = [a.network_name for a in record.attachments] or ["bridge"]
-        networks = {name: endpoint(Interface(name="", network_id="", network_name=name, address=""))
-                    for name in names_}  # fmt: skip
+        for item in record.attachments:
+            empty = _unconnected(item.network_name, item.network_id)
+            networks[item.network_name] = endpoint(container, empty, item)
+        if not record.attachments and not record.detached:
+            networks["bridge"] = endpoint(container, _unconnected("bridge"))
     if record.network_mode in ("host", "none"):
-        networks.setdefault(
-            record.network_mode,
-            endpoint(Interface(name="", network_id="", network_name="", address="")),
-        )
+        networks.setdefault(record.network_mode, endpoint(container, _unconnected("")))
     first = next((n for name, n in networks.items() if name == "bridge"), None) or {}
     return {
+        "Bridge": "",
         "SandboxID": sandbox.id if sandbox is not None else "",
         "SandboxKey": sandbox.netns if sandbox is not None else "",
         "Ports": ports(container),
         "Networks": networks,
+        "EndpointID": first.get("EndpointID", ""),
         "IPAddress": first.get("IPAddress", ""),
         "IPPrefixLen": first.get("IPPrefixLen", 0),
         "Gateway": first.get("Gateway", ""),
@@ -127,24 +130,46 @@ def network_settings(container: Container) -> dict[str, Any]:
     }
 
 
-def endpoint(interface: Interface, aliases: list[str] | None = None) -> dict[str, Any]:
+def _unconnected(name: str, id: str = "") -> Interface:
+    return Interface(name="", network_id=id, network_name=name, address="")
+
+
+def endpoint(
+    container: Container, interface: Interface, item: Attachment | None = None
+) -> dict[str, Any]:
+    """One of `Networks`; `item` is what was asked for."""
     address, _, prefix = interface.address.partition("/")
+    record = container.record
+    own = len(interface.network_id) == ID_LENGTH  # a network of this node
+    named = item is not None and own and interface.network_name != "bridge"
+    aliases = item.aliases if item is not None else ()
+    fixed = {"IPv4Address": item.address} if named and item is not None and item.address else None
+    connected = bool(address)
     return {
-        "IPAMConfig": None,
-        "Links": None,
-        "Aliases": aliases or None,
+        "IPAMConfig": fixed,
+        "Links": [_link(text) for text in item.links] if item is not None and item.links else None,
+        "Aliases": list(aliases) or None,
         "MacAddress": interface.mac,
         "DriverOpts": None,
+        "GwPriority": item.priority if item is not None else 0,
         "NetworkID": interface.network_id,
-        "EndpointID": "",
+        "EndpointID": endpoint_id(record.id, interface.network_id) if connected else "",
         "Gateway": interface.gateway,
         "IPAddress": address,
         "IPPrefixLen": int(prefix or 0),
         "IPv6Gateway": "",
         "GlobalIPv6Address": "",
         "GlobalIPv6PrefixLen": 0,
-        "DNSNames": None,
+        "DNSNames": list(dns_names(record.name, aliases, record.id, record.config.hostname))
+        if named
+        else None,
     }
+
+
+def _link(text: str) -> str:
+    """With a short id: that of its container need not be there any more."""
+    container_id, _, alias = text.partition(":")
+    return f"{container_id[:12]}:{alias}"
 
 
 def ports(container: Container) -> dict[str, list[dict[str, str]] | None]:

@@ -5,7 +5,7 @@ What Docker would honour and this engine does not is refused here, by name.
 
 import ipaddress
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,6 +13,7 @@ from common.errors import Invalid, NotImplementedHere
 from common.model.container import (
     ContainerConfig,
     ContainerCreate,
+    EndpointConfig,
     HostConfig,
     NetworkingConfig,
     PortBinding,
@@ -34,6 +35,7 @@ _SYSCTL_NAMES = (
     "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
 )  # fmt: skip
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+BRIDGE = "bridge"  # the network of containers that name none
 HOST_GATEWAY = "host-gateway"  # stands for the node, as the container sees it
 _RESTART = ("", "no", "always", "unless-stopped", "on-failure")
 
@@ -131,8 +133,6 @@ def _check_config(config: ContainerConfig) -> None:
         raise Invalid(f"WorkingDir = {config.working_dir!r} must be an absolute path")
     if config.stop_signal:
         signals.number(config.stop_signal)
-    if config.mac_address:
-        raise NotImplementedHere("MacAddress is not supported: the node gives the address")
 
 
 def check_host(host: HostConfig, available: int) -> HostConfig:
@@ -308,31 +308,29 @@ def port(text: str) -> tuple[int, str]:
 
 
 def wanted_networks(
-    host: HostConfig, networking: NetworkingConfig | None
-) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """(sandbox mode, aliases by network name) that a user's container asks for."""
+    config: ContainerConfig, host: HostConfig, networking: NetworkingConfig | None
+) -> tuple[str, dict[str, EndpointConfig]]:
+    """(sandbox mode, endpoints by name of the network) that a user's container asks for."""
     mode = host.network_mode
+    given = (networking and networking.endpoints_config) or {}
     if mode in ("none", "host") or modes.donor(mode):
+        others = sorted(set(given) - {mode})
+        if others:
+            raise Invalid(f"conflicting options: network {others[0]} and the network mode {mode}")
         return mode, {}
-    names: dict[str, tuple[str, ...]] = {}
-    if mode not in ("", "default", "bridge"):
-        names[mode] = ()
-    for name, endpoint in ((networking and networking.endpoints_config) or {}).items():
-        if endpoint is not None:
-            _refuse_endpoint(name, endpoint)
-        if name not in ("", "default", "bridge"):
-            names[name] = (endpoint and endpoint.aliases) or ()
+    first = _network_name(mode)
+    names = {_network_name(name): point or EndpointConfig() for name, point in given.items()}
+    if not names or first != BRIDGE:
+        names = {first: names.pop(first, EndpointConfig()), **names}
+    if host.links or config.mac_address:
+        main = names.get(first, EndpointConfig())
+        names[first] = msgspec.structs.replace(
+            main,
+            links=(*(main.links or ()), *(host.links or ())),
+            mac_address=main.mac_address or config.mac_address or "",
+        )
     return "private", names
 
 
-def _refuse_endpoint(name: str, endpoint: Any) -> None:
-    fixed = endpoint.ipam_config
-    asked = {
-        "Links": endpoint.links,
-        "IPAMConfig": fixed and (fixed.ipv4_address or fixed.ipv6_address),
-        "MacAddress": endpoint.mac_address,
-        "DriverOpts": endpoint.driver_opts,
-    }
-    for field, value in asked.items():
-        if value:
-            raise NotImplementedHere(f"EndpointsConfig.{name}.{field} is not supported")
+def _network_name(mode: str) -> str:
+    return BRIDGE if mode in ("", "default") else mode

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.model.image import ImageConfig
-from worker.network.model import Sandbox, SandboxSpec
+from worker.network.model import Attachment, Sandbox, SandboxSpec
 
 
 class Image(Protocol):
@@ -37,6 +37,18 @@ class Networks(Protocol):
 
     async def close_sandbox(self, id: str) -> None:
         """Safe to repeat."""
+        ...
+
+    async def reconnect(self, sandbox_id: str, attachments: tuple[Attachment, ...]) -> Sandbox:
+        """Connect a sandbox with exactly these networks. Raises Invalid, Forbidden, NotFound."""
+        ...
+
+    async def rename(self, sandbox_id: str, name: str) -> None:
+        """The container has another name; nothing happens if it has no sandbox."""
+        ...
+
+    def check_address(self, network_id: str, address: str) -> None:
+        """Raises Invalid unless a container may ask for `address` on this network."""
         ...
 
     def sandboxes(self) -> dict[str, Sandbox]: ...

@@ -4,6 +4,7 @@ Every method is whole: it leaves the kernel as the table and the records say, or
 nothing half-made. `Networks` decides when, and never lets two run at once.
 """
 
+import logging
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,26 +14,29 @@ from pathlib import Path
 import msgspec
 
 from common.errors import Unavailable
-from worker.network import balancer, bridge, mesh, nshelper
+from worker.network import balancer, bridge, mesh
 from worker.network.audit import Difference, Fact, compare
 from worker.network.balancer import Groups
+from worker.network.boxes import Boxes
 from worker.network.bridge import NodeBridge
-from worker.network.ingress import HostTarget, MachineTable, Names
+from worker.network.bridges import Bridges
+from worker.network.ingress import MachineTable, Names
 from worker.network.ipam import node_subnet
 from worker.network.journal import Journal
+from worker.network.local_spec import LocalNetwork
 from worker.network.mesh import Mesh
-from worker.network.model import HostPort
 from worker.network.netlink import conntrack, rtnl
 from worker.network.netlink.channel import NETFILTER, ROUTE, Channel
 from worker.network.nshelper import NamespaceHelper
 from worker.network.overlay import Overlay, OverlayRecord
 from worker.network.overlay import facts as overlay_facts
 from worker.network.ports import Ports
-from worker.network.sandbox import Bare, Leg, Namespace, Plug, SandboxRecord, network_sysctls
+from worker.network.sandbox import Leg, Plug, SandboxRecord
 from worker.network.surroundings import Surroundings, surroundings
 from worker.network.table import Table, Touched
 
 Part = tuple[str, str]
+log = logging.getLogger(__name__)
 
 VXLAN_OVERHEAD = 50
 _UNDERLAY_MTU = 1500  # while no underlay is known
@@ -72,9 +76,8 @@ class Machine:
         self._mesh: Mesh | None = None
         self._overlays: dict[str, Overlay] = {}
         self._groups: dict[str, Groups] = {}
-        self._sandboxes: dict[str, Namespace] = {}
-        self._spare: Bare | None = None  # for the next sandbox
-        self._records: dict[str, SandboxRecord] = {}
+        self.boxes = Boxes(helper, journal, self._netns, self._ports, self)
+        self._sandboxes, self._records = self.boxes.namespaces, self.boxes.records
         self._macs: dict[tuple[str, str], str] = {}
 
     # Opening and closing
@@ -87,12 +90,21 @@ class Machine:
         name = self._bridge.name
         self._names = Names(table=name, bridge=name, mesh=f"{name}-ing")
         self._table = MachineTable(self._filter, self._names)
+        self.boxes.open(self._table)
+        self.bridges = Bridges(
+            self._home, self._filter, self._owner, (name, self._names.mesh), self._leg_mtu
+        )
         return self._bridge.number
 
     def start(
-        self, subnets: Sequence[IPv4Network], member: Membership | None, table: Table
+        self,
+        subnets: Sequence[IPv4Network],
+        member: Membership | None,
+        table: Table,
+        networks: Iterable[LocalNetwork] = (),
     ) -> bool:
-        """Serve `subnets`; adopt what an earlier daemon left, remove what is left over.
+        """Serve `subnets`, have `networks`; adopt what an earlier daemon left, remove what is left
+        over.
 
         False if `member` cannot be: the machine has another address now. Then a join is needed.
         """
@@ -104,9 +116,14 @@ class Machine:
             mesh.remove_all(self._home, self._names.mesh, self._names.bridge)
         else:
             joined = self._rejoin(member)
+        for problem in self.bridges.start(networks):
+            log.error("%s", problem)
         self._adopt_overlays(table)
-        self._adopt_sandboxes()
-        self._sweep()
+        self.boxes.adopt(table)
+        for record in self._records.values():
+            self._reattach(record)
+        self.unused()
+        self.boxes.sweep(overlay.record.netns for overlay in self._overlays.values())
         self._program_peers(table)
         self._publish((), (item.service_id for item in table.services()), table)
         return joined
@@ -128,36 +145,6 @@ class Machine:
             self._overlays[record.network_id] = overlay
             self._fill(record.network_id, table)
 
-    def _adopt_sandboxes(self) -> None:
-        for record in self._journal.load("sandboxes", SandboxRecord).values():
-            name = record.spec.id
-            if record.spec.mode == "host":
-                self._records[name] = record
-                continue
-            namespace = Namespace.adopt(
-                self._helper, Path(record.sandbox.netns), balanced=record.on_overlays
-            )
-            if namespace is None:
-                self._journal.remove("sandboxes", name)
-                continue
-            self._sandboxes[name] = namespace
-            self._records[name] = record
-            if record.spec.mode == "private":
-                namespace.open_resolver()
-                namespace.load(self._union(record))
-                for port in record.sandbox.host_ports:
-                    self._ports.claim(name, port, force=True)
-                self._open_hosts(record)
-
-    def _sweep(self) -> None:
-        """Remove overlays without sandboxes and namespaces that nobody knows."""
-        self._drop_idle_overlays()
-        known = {record.sandbox.netns for record in self._records.values()}
-        known |= {overlay.record.netns for overlay in self._overlays.values()}
-        for path in self._netns.glob("*"):
-            if str(path) not in known:
-                nshelper.forget(path)
-
     def close(self) -> None:
         """Leave what running containers need, or nothing if there are none."""
         if not self._records:
@@ -165,13 +152,11 @@ class Machine:
             for overlay in list(self._overlays.values()):
                 self._destroy_overlay(overlay)
             self._table.destroy()
+            self.bridges.close()
             self._bridge.destroy(self._home)
-        for namespace in self._sandboxes.values():
-            namespace.close()
+        self.boxes.close()
         for overlay in self._overlays.values():
             overlay.close()
-        if self._spare is not None:
-            self._spare.close()
         self._ports.close()
         self._home.close()
         self._filter.close()
@@ -226,20 +211,21 @@ class Machine:
         for name, record in self._records.items():
             if record.spec.mode == "private":
                 self._reattach(record)
-                self._sandboxes[name].load(self._union(record))
+                self._sandboxes[name].load(self.groups(record.legs))
                 self._sandboxes[name].forget_neighbours(self._misplaced(name, table))
         if self._mesh is not None:
             self._mesh.refresh()
-        self._table.load(hosts=self._host_targets())
+        self._table.load(hosts=self.boxes.host_targets())
+        self.bridges.load()
         self._program_peers(table)
         stale = self._table.published - self._answered(table).keys()
         self._publish(stale, (item.service_id for item in table.services()), table)
 
     def _reattach(self, record: SandboxRecord) -> None:
         for leg in record.legs:
-            if leg.network_id in self._overlays:
+            if leg.near and leg.network_id:
                 with suppress(OSError):  # its end may be gone with its processes' namespace
-                    self._overlays[leg.network_id].attach(leg.near, leg.mac)
+                    self.take_in(leg)
 
     # Comparing
 
@@ -279,7 +265,8 @@ class Machine:
         else:
             peers = {}
         ports = self._answered(table)
-        wanted = self._table.wanted(ports, peers, self._host_targets())
+        wanted = self._table.wanted(ports, peers, self.boxes.host_targets())
+        found += self.bridges.differences()
         return found + compare("ports", "", wanted, self._table.facts())
 
     def _sandbox_differences(self, name: str, table: Table) -> list[Difference]:
@@ -299,12 +286,13 @@ class Machine:
 
     def _misplaced(self, name: str, table: Table) -> list[tuple[int, IPv4Address, str]]:
         """The addresses that the sandbox seeks at another MAC than the table says."""
-        legs = self._records[name].legs
+        record = self._records[name]
         found: list[tuple[int, IPv4Address, str]] = []
-        if not any(leg.network_id for leg in legs):
+        if not record.on_overlays:
             return found
+        networks = {leg.place: leg.network_id for leg in record.legs}
         for place, address, mac in self._sandboxes[name].neighbours():
-            network_id = legs[place].network_id if 0 <= place < len(legs) else ""
+            network_id = networks.get(place, "")
             known = table.mac(network_id, address) if network_id else ""
             if known not in ("", mac):
                 found.append((place, IPv4Address(address), mac))
@@ -401,8 +389,12 @@ class Machine:
             if before == mac:
                 continue
             for name in self._attached(network_id):
-                place = [leg.network_id for leg in self._records[name].legs].index(network_id)
-                found = [(place, IPv4Address(address), before)]
+                legs = self._records[name].legs
+                found = [
+                    (leg.place, IPv4Address(address), before)
+                    for leg in legs
+                    if leg.network_id == network_id
+                ]
                 self._sandboxes[name].forget_neighbours(found)
 
     def _publish(
@@ -488,7 +480,8 @@ class Machine:
             groups.put(balancer.address_key(vip), _backends(table, network_id, service_id))
         self._groups[network_id] = groups
 
-    def _drop_idle_overlays(self) -> None:
+    def unused(self) -> None:
+        """Remove overlays that no sandbox is on."""
         for network_id, overlay in list(self._overlays.items()):
             if not self._attached(network_id):
                 self._destroy_overlay(overlay)
@@ -508,135 +501,42 @@ class Machine:
             if any(leg.network_id == network_id for leg in record.legs) and name in self._sandboxes
         ]
 
-    def _union(self, record: SandboxRecord) -> Groups:
+    # What a sandbox is connected to
+
+    def groups(self, legs: Sequence[Leg]) -> Groups:
         members: dict[bytes, balancer.Backends] = {}
-        for leg in record.legs:
+        for leg in legs:
             if leg.network_id in self._groups:
                 members |= self._groups[leg.network_id].members
         return Groups(members)
 
-    # Sandboxes
+    def prepare(self, leg: Leg, table: Table) -> None:
+        if leg.network_id in self.bridges:
+            self.bridges.ensure(leg.network_id)
+        elif leg.network_id:
+            self.ensure_overlay(leg.network_id, table)
 
-    def netns_path(self, name: str) -> Path:
-        return self._netns / name
-
-    def records(self) -> dict[str, SandboxRecord]:
-        """All sandboxes, by id."""
-        return dict(self._records)
-
-    def namespace(self, name: str) -> Namespace | None:
-        return self._sandboxes.get(name)
-
-    def claim_ports(self, name: str, wanted: Sequence[HostPort]) -> tuple[HostPort, ...]:
-        """Raises Conflict, Invalid; then none is held."""
-        try:
-            return tuple(self._ports.claim(name, port) for port in wanted)
-        except BaseException:
-            self._ports.release(name)
-            raise
-
-    def release_ports(self, name: str) -> None:
-        self._ports.release(name)
-
-    def begin(self, record: SandboxRecord) -> Namespace | None:
-        """Make the bare namespace of `record`, whose ports are claimed already."""
-        if record.spec.mode == "host":
-            return None
-        try:
-            sysctls = network_sysctls(record.spec.sysctls)
-            bare, path = self._bare(sysctls), Path(record.sandbox.netns)
-            return Namespace.keep(self._helper, bare, path, balanced=record.on_overlays)
-        except BaseException:
-            self._release(record)
-            raise
-
-    def _bare(self, sysctls: dict[str, str]) -> Bare:
-        spare = self._spare
-        if spare is None or sysctls:
-            return Bare.make(self._helper, sysctls)
-        self._spare = None
-        return spare
-
-    def stock(self) -> None:
-        """Have a bare namespace ready for the next sandbox: that saves its start most of a
-        millisecond."""
-        if self._spare is None:
-            with suppress(OSError):  # the next sandbox will tell
-                self._spare = Bare.make(self._helper, {})
-
-    def complete(self, record: SandboxRecord, namespace: Namespace | None, table: Table) -> None:
-        """Connect what `begin` gave, or remove it."""
-        name = record.spec.id
-        try:
-            if namespace is not None and record.spec.mode == "private":
-                self._equip(namespace, record, table)
-            if namespace is not None:
-                namespace.settle()
-            self._journal.put("sandboxes", name, record)
-        except BaseException:
-            if namespace is not None:
-                namespace.destroy()
-            self._release(record)
-            raise
-        self._records[name] = record
-        if namespace is not None:
-            self._sandboxes[name] = namespace
-
-    def _equip(self, namespace: Namespace, record: SandboxRecord, table: Table) -> None:
-        for leg in record.legs:
-            if leg.network_id:
-                self.ensure_overlay(leg.network_id, table)
-        namespace.open_resolver()
-        namespace.connect([self._near(leg) for leg in record.legs])
-        for leg in record.legs:
-            if leg.network_id:
-                self._overlays[leg.network_id].attach(leg.near, leg.mac)
-            else:
-                self._bridge.attach(self._home, leg.near)
-        namespace.load(self._union(record))
-        self._open_hosts(record)
-
-    def _near(self, leg: Leg) -> Plug:
-        if leg.network_id:
+    def plug(self, leg: Leg, namespace: int) -> Plug:
+        if leg.network_id in self._overlays:
             overlay = self._overlays[leg.network_id]
             return Plug(leg, overlay.descriptor, overlay.record.mtu)
-        # Small enough for the mesh as well.
-        return Plug(leg, self._helper.home, self._underlay_mtu - VXLAN_OVERHEAD)
+        if not leg.near:
+            self.bridges.bear(leg, namespace)
+            return Plug(leg, -1, 0)
+        mtu = self.bridges.mtu(leg.network_id)
+        return Plug(leg, self._helper.home, mtu)
 
-    def _open_hosts(self, record: SandboxRecord) -> None:
-        if targets := _targets(record):
-            self._table.open_hosts(targets)
+    def take_in(self, leg: Leg) -> None:
+        if leg.network_id in self._overlays:
+            self._overlays[leg.network_id].attach(leg.near, leg.mac)
+        elif leg.network_id:
+            self.bridges.attach(leg.network_id, leg.near)
+        else:
+            self._bridge.attach(self._home, leg.near)
 
-    def _host_targets(self) -> list[HostTarget]:
-        return [target for record in self._records.values() for target in _targets(record)]
-
-    def destroy(self, name: str) -> None:
-        """Remove a sandbox and what was only for it; no error if it is gone already."""
-        record = self._records.pop(name, None)
-        namespace = self._sandboxes.pop(name, None)
-        self._journal.remove("sandboxes", name)
-        if record is None:
-            return
-        if namespace is not None:
-            namespace.destroy()
-        self._release(record)
-        if record.sandbox.node_address:
-            self._table.forget_flows(record.sandbox.node_address, everything=True)
-
-    def _release(self, record: SandboxRecord) -> None:
-        self._ports.release(record.spec.id)
-        if record.sandbox.host_ports:
-            self._table.close_hosts(record.sandbox.node_address)
-        self._drop_idle_overlays()
-
-
-def _targets(record: SandboxRecord) -> list[HostTarget]:
-    """The ports of the node that lead to the sandbox."""
-    address = record.sandbox.node_address
-    return [
-        HostTarget(port.host_ip, port.protocol, port.published, address, port.target)
-        for port in record.sandbox.host_ports
-    ]
+    def _leg_mtu(self) -> int:
+        """Small enough for the mesh as well."""
+        return self._underlay_mtu - VXLAN_OVERHEAD
 
 
 def _backends(table: Table, network_id: str, service_id: str) -> set[bytes]:

@@ -6,8 +6,10 @@ import msgspec
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """One interface a sandbox is to have.
 
-    For overlays the manager gave `address` (CIDR) and `mac`; for the node's own bridge both are
-    empty and chosen here. `aliases` are extra names on that network.
+    For overlays the manager gave `address` (CIDR) and `mac`; for networks of the node both are
+    chosen here, unless the user asked for one (an address without prefix). `aliases` are extra
+    names on that network; `links` ("CONTAINER_ID:ALIAS") names that this sandbox alone knows.
+    The network of the highest `priority` gives the default route.
     """
 
     network_id: str
@@ -15,6 +17,9 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
     mac: str = ""
     aliases: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    priority: int = 0
+    options: dict[str, str] = {}
 
 
 class HostPort(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,8 +34,9 @@ class HostPort(msgspec.Struct, frozen=True, kw_only=True):
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A network namespace to make for one container.
 
-    `mode`: "private" (own namespace, `attachments`, and always a leg on the node's bridge unless
-    `internal_only`), "none" (loopback only), "host" (the machine's).
+    `mode`: "private" (own namespace and `attachments`; a leg on the node's bridge too, if there are
+    none or if they are overlays, unless `internal_only`), "none" (loopback only), "host" (the
+    machine's). `name` is the container's, by which others find it on networks of this node.
     """
 
     id: str  # container id
@@ -39,6 +45,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     host_ports: tuple[HostPort, ...] = ()
     internal_only: bool = False
     hostname: str = ""
+    name: str = ""
     dns_servers: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()

@@ -9,11 +9,10 @@ import random
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from socket import inet_aton
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from common.protocol.network import NetworkItem, OverlayEndpoint, ServiceEntry
+from common.protocol.network import NetworkItem, OverlayEndpoint, OverlayNetwork, ServiceEntry
 from worker.network import dnswire
-from worker.network.table import Table
 
 _TASKS = "tasks."
 
@@ -25,6 +24,15 @@ class Scope(NamedTuple):
     network_name: str
 
 
+class Directory(Protocol):
+    """What is asked of an endpoint table."""
+
+    def network(self, network_id: str) -> OverlayNetwork | None: ...
+    def named(self, network_id: str, name: str) -> list[NetworkItem]: ...
+    def at(self, network_id: str, address: str) -> list[NetworkItem]: ...
+    def active(self, network_id: str, service_id: str) -> list[str]: ...
+
+
 class Answer(NamedTuple):
     """What to say: a code, and the data of the records. None instead: not ours, ask elsewhere."""
 
@@ -33,7 +41,7 @@ class Answer(NamedTuple):
 
 
 def resolve(
-    table: Table, scopes: Sequence[Scope], name: str, kind: int, rng: random.Random
+    table: Directory, scopes: Sequence[Scope], name: str, kind: int, rng: random.Random
 ) -> Answer | None:
     """The answer to a question of type `kind` for `name` (lower case)."""
     if kind == dnswire.PTR:
@@ -58,7 +66,7 @@ class Found(NamedTuple):
     exists: bool = True
 
 
-def _anywhere(table: Table, scopes: Sequence[Scope], name: str) -> Found | None:
+def _anywhere(table: Directory, scopes: Sequence[Scope], name: str) -> Found | None:
     """On the first network where the name exists, else where it is at least known."""
     known = None
     for scope in scopes:
@@ -73,7 +81,7 @@ def _anywhere(table: Table, scopes: Sequence[Scope], name: str) -> Found | None:
     return known
 
 
-def lookup(table: Table, network_id: str, name: str) -> Found | None:
+def lookup(table: Directory, network_id: str, name: str) -> Found | None:
     """What is behind `name` on one network; None: it is not known there."""
     if name.startswith(_TASKS):
         services = [
@@ -97,7 +105,7 @@ def lookup(table: Table, network_id: str, name: str) -> Found | None:
     return Found(list(dict.fromkeys(found)), exists)
 
 
-def _addresses(table: Table, network_id: str, item: NetworkItem) -> list[str]:
+def _addresses(table: Directory, network_id: str, item: NetworkItem) -> list[str]:
     if isinstance(item, ServiceEntry):
         vip = item.vips.get(network_id)
         return [vip] if vip else table.active(network_id, item.service_id)
@@ -106,7 +114,7 @@ def _addresses(table: Table, network_id: str, item: NetworkItem) -> list[str]:
     return []
 
 
-def _pointer(table: Table, scopes: Sequence[Scope], address: str) -> Answer | None:
+def _pointer(table: Directory, scopes: Sequence[Scope], address: str) -> Answer | None:
     if not address:
         return None
     for scope in scopes:
@@ -121,7 +129,7 @@ def _pointer(table: Table, scopes: Sequence[Scope], address: str) -> Answer | No
     return Answer(dnswire.NXDOMAIN) if ours else None
 
 
-def _is_in(table: Table, network_id: str, address: str) -> bool:
+def _is_in(table: Directory, network_id: str, address: str) -> bool:
     """Whether the address is of the network: nobody else knows a name for it."""
     network = table.network(network_id)
     subnets = network.subnets if network is not None else ()

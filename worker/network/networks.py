@@ -5,34 +5,39 @@ This is the side of the event loop: it keeps the endpoint table, decides, serves
 """
 
 import asyncio
+import builtins
 import logging
 import random
 import re
-from collections.abc import Callable, Coroutine, Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from common.clock import Clock
 from common.config import DaemonConfig
-from common.errors import Conflict, Invalid, NotImplementedHere, ShoalError, Unavailable
+from common.errors import Forbidden, Invalid, NotFound, ShoalError, Unavailable
+from common.model.network import NetworkSpec
 from common.protocol.network import NetworkChange
-from worker.network import local, sandbox
+from worker.network import local, local_pool, local_spec
 from worker.network.audit import Counts, Difference, summary
 from worker.network.ipam import Ipam, node_subnet
 from worker.network.journal import Journal
+from worker.network.local_networks import Directory, LocalNetworks, check_wish, links, scopes
 from worker.network.machine import Machine, Membership, Part, default_subnet, subnets_of
-from worker.network.model import Attachment, HostPort, Interface, Sandbox, SandboxSpec
-from worker.network.names import Scope
-from worker.network.netlink.rtnl import mac_bytes
+from worker.network.model import Attachment, HostPort, Sandbox, SandboxSpec
 from worker.network.nshelper import NamespaceHelper
+from worker.network.planning import Planner, Settings
 from worker.network.resolver import Resolver
-from worker.network.sandbox import Leg, Namespace, SandboxRecord
+from worker.network.sandbox import Namespace, SandboxRecord
 from worker.network.surroundings import Surroundings
 from worker.network.table import Table
 from worker.network.upstream import MachineSettings, Upstream
 
 R = TypeVar("R")
+Tell = Callable[[str, str, str, dict[str, str]], None]
 
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
 _MODES = ("private", "none", "host")
@@ -59,14 +64,19 @@ class Networks:
         *,
         resolv_conf: Path = _RESOLV_CONF,
         machine: int | None = None,
+        tell: Tell = lambda kind, action, id, attributes: None,
     ) -> None:
-        """`machine`: descriptor of the machine's network namespace, if not the process's own."""
+        """`machine`: descriptor of the machine's network namespace, if not the process's own;
+        `tell`: where events go."""
+        self._tell = tell
         self._config = config
         self._clock = clock
         self._rng = rng
         self._owner = str(config.state_dir)
         self._journal = Journal(config.state_dir / "network")
         self._table = Table()
+        self.local = LocalNetworks(self._journal)
+        self._planner = Planner(self._table, self.local, self._owner, self._near_name)
         self._member: Membership | None = None
         self._settings = MachineSettings(resolv_conf, config.dns)
         self._upstream = Upstream(lambda: self._settings.servers, rng)
@@ -109,9 +119,10 @@ class Networks:
             # Which subnets are in use shows only when the sandboxes are read.
             records = self._journal.load("sandboxes", SandboxRecord).values()
             self._use(self._own_subnet(), records)
-            subnets = subnets_of(records, self._ipam.subnet)
+            subnets = subnets_of(records, self._planner.node.subnet)
+            networks = self.local.load(records)
             self._joined = await self._helper.run(
-                self._machine.start, subnets, self._member, self._table
+                self._machine.start, subnets, self._member, self._table, networks
             )
         except OSError as error:
             raise _refused("open the node's network", error) from error
@@ -120,10 +131,12 @@ class Networks:
         self._auditing = asyncio.get_running_loop().call_later(_WATCH_S, self._audit_later)
         await self._look_around()
         self._note_ports()
-        for name, record in self._machine.records().items():
-            namespace = self._machine.namespace(name)
-            if namespace is not None:
-                self._serve_names(record, namespace)
+        for name, record in self._records.items():
+            self._serve_names(record, self._machine.boxes.namespaces.get(name))
+
+    @property
+    def _records(self) -> dict[str, SandboxRecord]:
+        return self._machine.boxes.records
 
     def _own_subnet(self) -> IPv4Network:
         if self._member is not None:
@@ -136,7 +149,7 @@ class Networks:
             for record in records
             if record.sandbox.node_address
         ]
-        self._ipam = Ipam(subnet, taken)
+        self._planner.node = Ipam(subnet, taken)
 
     async def close(self) -> None:
         """Stop serving; kernel state for running containers stays, and all goes if there are none.
@@ -180,7 +193,7 @@ class Networks:
         if self._joined and member == self._member:
             return
         subnet = node_subnet(member.pool, member.index)
-        records = self._machine.records().values()
+        records = self._records.values()
         try:
             await self._helper.run(
                 self._machine.join, member, subnets_of(records, subnet), self._table
@@ -203,9 +216,9 @@ class Networks:
         self._table.apply(NetworkChange(complete=True))
         self._journal.remove("state", "member")
         self._journal.remove("state", "table")
-        records = self._machine.records().values()
+        records = self._records.values()
         self._use(self._own_subnet(), records)
-        await self._helper.run(self._machine.leave, subnets_of(records, self._ipam.subnet))
+        await self._helper.run(self._machine.leave, subnets_of(records, self._planner.node.subnet))
         self._note_ports()
 
     async def apply(self, change: NetworkChange) -> None:
@@ -268,11 +281,14 @@ class Networks:
         """The networks around this machine, as they were up to a minute ago."""
         return self._around
 
-    async def _look_around(self) -> None:
+    async def _look(self) -> None:
         try:
             self._around = await self._helper.run(self._machine.look_around)
         except OSError as error:
             log.warning("cannot read the routes of this machine: %s", error)
+
+    async def _look_around(self) -> None:
+        await self._look()
         if self._opened:
             loop = asyncio.get_running_loop()
             self._looking = loop.call_later(_AROUND_S, self._look_later)
@@ -380,142 +396,40 @@ class Networks:
     async def _open_sandbox(
         self, spec: SandboxSpec, early: Callable[[Sandbox], None] | None
     ) -> Sandbox:
-        existing = self._machine.records().get(spec.id)
+        existing = self._records.get(spec.id)
         if existing is not None:
             return existing.sandbox
         _check(spec)
         ports: tuple[HostPort, ...] = ()
+        boxes = self._machine.boxes
         if spec.host_ports:
-            ports = await self._helper.run(self._machine.claim_ports, spec.id, spec.host_ports)
-        address = None
+            wanted = self._addressed(spec)
+            ports = await self._helper.run(boxes.claim_ports, spec.id, wanted)
+        record = None
         try:
-            if spec.mode == "private" and not self._isolated(spec):
-                address = self._ipam.take()
-            record = self._plan(spec, ports, address)
-            namespace = await self._helper.run(self._machine.begin, record)
+            machine = Settings(self._settings.text, self._settings.search, _read(_HOSTS))
+            record = self._planner.open(spec, str(boxes.path(spec.id)), ports, machine)
+            namespace = await self._helper.run(boxes.begin, record)
             if early is not None:
                 early(record.sandbox)
-            await self._helper.run(self._machine.complete, record, namespace, self._table)
-            self._start(self._helper.run(self._machine.stock))
+            await self._helper.run(boxes.complete, record, namespace, self._table)
+            self._start(self._helper.run(boxes.stock))
         except (OSError, ShoalError) as error:
-            if address is not None:
-                self._ipam.give_back(address)
-            await self._helper.run(self._machine.release_ports, spec.id)
+            if record is not None:
+                self._planner.give_back(record.legs)
+            await self._helper.run(boxes.release_ports, spec.id)
             if isinstance(error, OSError):
                 raise _refused(f"make the sandbox of {spec.id[:12]}", error) from error
             raise
-        if namespace is not None:
-            self._serve_names(record, namespace)
+        self._serve_names(record, namespace)
+        self._tell_all("connect", record)
         return record.sandbox
 
-    def _plan(
-        self, spec: SandboxSpec, ports: tuple[HostPort, ...], address: IPv4Address | None
-    ) -> SandboxRecord:
-        if spec.mode == "host":
-            resolv, hosts = self._settings.text, _read(_HOSTS)
-            return SandboxRecord(
-                spec=spec, sandbox=Sandbox(id=spec.id, netns="", resolv_conf=resolv, hosts=hosts)
-            )
-        netns = str(self._machine.netns_path(spec.id))
-        if spec.mode == "none":
-            hosts = sandbox.hosts(spec.hostname, ())
-            made = Sandbox(id=spec.id, netns=netns, resolv_conf=self._settings.text, hosts=hosts)
-            return SandboxRecord(spec=spec, sandbox=made)
-        legs, interfaces = self._legs(spec, address)
-        named = [interface.address.split("/")[0] for interface in interfaces]
-        made = Sandbox(
-            id=spec.id,
-            netns=netns,
-            interfaces=tuple(interfaces),
-            node_address=str(address or ""),
-            host_ports=ports,
-            resolv_conf=sandbox.resolv_conf(spec, self._settings.search),
-            hosts=sandbox.hosts(spec.hostname, named),
-        )
-        return SandboxRecord(spec=spec, sandbox=made, legs=tuple(legs))
-
-    def _isolated(self, spec: SandboxSpec) -> bool:
-        """Whether it has no way out: all its networks are internal, and nobody comes in either."""
-        if spec.internal_only:
-            return True
-        if not spec.attachments or spec.host_ports:
-            return False
-        for item in spec.attachments:
-            network = self._table.network(item.network_id)
-            if network is None or not network.internal:
-                return False
-            address = item.address.split("/")[0]
-            for found in self._table.at(item.network_id, address):
-                service = self._table.service(getattr(found, "service_id", ""))
-                if service is not None and service.ports:
-                    return False
-        return True
-
-    def _legs(
-        self, spec: SandboxSpec, address: IPv4Address | None
-    ) -> tuple[list[Leg], list[Interface]]:
-        """Overlays first, the node's bridge last. The latter is shown only if it was asked for,
-        or if there is nothing else."""
-        overlays = [item for item in spec.attachments if not self._is_bridge(item)]
-        legs = [self._overlay_leg(place, item) for place, item in enumerate(overlays)]
-        interfaces = [
-            Interface(
-                name=leg.name,
-                network_id=item.network_id,
-                network_name=item.network_name,
-                address=leg.address,
-                mac=leg.mac,
-            )
-            for leg, item in zip(legs, overlays, strict=True)
-        ]
-        if address is not None:
-            leg = self._bridge_leg(len(legs), address)
-            legs.append(leg)
-            if len(overlays) < len(spec.attachments) or not overlays:
-                interfaces.append(
-                    Interface(
-                        name=leg.name,
-                        network_id=local.network_id(self._owner, local.BRIDGE),
-                        network_name=local.BRIDGE,
-                        address=leg.address,
-                        gateway=leg.gateway,
-                        mac=leg.mac,
-                    )
-                )
-        return legs, interfaces
-
-    def _is_bridge(self, item: Attachment) -> bool:
-        return local.BRIDGE in (item.network_id, item.network_name) or (
-            item.network_id == local.network_id(self._owner, local.BRIDGE)
-        )
-
-    def _overlay_leg(self, place: int, item: Attachment) -> Leg:
-        name = item.network_name or item.network_id
-        if self._table.network(item.network_id) is None:
-            raise Unavailable(f"network {name} is not known on this node")
-        try:
-            address = IPv4Interface(item.address)
-            mac_bytes(item.mac)
-        except ValueError as error:
-            raise Invalid(
-                f"network {name}: address {item.address!r} with MAC {item.mac!r} is not usable"
-            ) from error
-        return Leg(
-            name=f"eth{place}",
-            near=self._near_name(),
-            mac=item.mac,
-            address=str(address),
-            network_id=item.network_id,
-        )
-
-    def _bridge_leg(self, place: int, address: IPv4Address) -> Leg:
-        subnet = self._ipam.subnet
-        return Leg(
-            name=f"eth{place}",
-            near=self._near_name(),
-            mac="02:42:" + address.packed.hex(":"),
-            address=f"{address}/{subnet.prefixlen}",
-            gateway=str(self._ipam.gateway),
+    def _addressed(self, spec: SandboxSpec) -> tuple[HostPort, ...]:
+        """Its ports, with the address that its network opens them at."""
+        address = self._planner.host_address(spec)
+        return tuple(
+            port if port.host_ip else replace(port, host_ip=address) for port in spec.host_ports
         )
 
     def _near_name(self) -> str:
@@ -527,56 +441,199 @@ class Networks:
         await self._whole(self._close_sandbox(sandbox_id))
 
     async def _close_sandbox(self, sandbox_id: str) -> None:
-        resolver = self._resolvers.pop(sandbox_id, None)
-        if resolver is not None:
-            await resolver.stop()
-        record = self._machine.records().get(sandbox_id)
+        await self._stop_names(sandbox_id)
+        record = self._records.get(sandbox_id)
         try:
-            await self._helper.run(self._machine.destroy, sandbox_id)
+            await self._helper.run(self._machine.boxes.destroy, sandbox_id)
         except OSError as error:
             raise _refused(f"remove the sandbox of {sandbox_id[:12]}", error) from error
-        if record is not None and record.sandbox.node_address:
-            self._ipam.give_back(IPv4Address(record.sandbox.node_address))
+        if record is not None:
+            self._planner.give_back(record.legs)
+            self._tell_all("disconnect", record)
 
     def sandboxes(self) -> dict[str, Sandbox]:
         """All that exist, by id."""
-        return {name: record.sandbox for name, record in self._machine.records().items()}
+        return {name: record.sandbox for name, record in self._records.items()}
 
-    def _serve_names(self, record: SandboxRecord, namespace: Namespace) -> None:
-        if namespace.udp is None or namespace.tcp is None:
+    async def reconnect(self, sandbox_id: str, attachments: tuple[Attachment, ...]) -> Sandbox:
+        """Connect a sandbox with exactly these networks, while processes are in it.
+
+        Links of networks that it was on before stay as they are. Raises Invalid, Forbidden,
+        NotFound, Unavailable; then it is connected as before.
+        """
+        return await self._whole(self._reconnect(sandbox_id, attachments))
+
+    async def _reconnect(self, sandbox_id: str, attachments: tuple[Attachment, ...]) -> Sandbox:
+        old = self._records.get(sandbox_id)
+        if old is None:
+            raise NotFound(f"container {sandbox_id[:12]} has no network here")
+        spec = replace(old.spec, attachments=attachments, internal_only=not attachments)
+        record = self._planner.connected(old, spec)
+        fresh = [leg for leg in record.legs if leg.network_id not in _ids(old)]
+        try:
+            await self._helper.run(self._machine.boxes.change, record, self._table)
+        except (OSError, ShoalError) as error:
+            self._planner.give_back(fresh)
+            if isinstance(error, OSError):
+                raise _refused(f"connect container {sandbox_id[:12]}", error) from error
+            raise
+        gone = [leg for leg in old.legs if leg.network_id not in _ids(record)]
+        self._planner.give_back(gone)
+        await self._stop_names(sandbox_id)
+        self._serve_names(record, self._machine.boxes.namespaces.get(sandbox_id))
+        self._tell_all("disconnect", old, besides=record)
+        self._tell_all("connect", record, besides=old)
+        return record.sandbox
+
+    async def rename(self, sandbox_id: str, name: str) -> None:
+        """The container is called `name` now; nothing happens if it does not run."""
+        await self._whole(self._rename(sandbox_id, name))
+
+    async def _rename(self, sandbox_id: str, name: str) -> None:
+        old = self._records.get(sandbox_id)
+        if old is not None:
+            record = replace(old, spec=replace(old.spec, name=name))
+            await self._helper.run(self._machine.boxes.note, record)
+            self.local.show(record, self._bridge_id)
+
+    # Names
+
+    def _serve_names(self, record: SandboxRecord, namespace: Namespace | None) -> None:
+        if namespace is None or namespace.udp is None or namespace.tcp is None:
             return
-        scopes = [
-            Scope(item.network_id, item.network_name)
-            for item in record.spec.attachments
-            if not self._is_bridge(item)
-        ]
-        resolver = Resolver(self._table, scopes, self._upstream, record.spec.dns_servers, self._rng)
+        self.local.show(record, self._bridge_id)
+        directory = Directory(self._table, self.local, links(record))
+        resolver = Resolver(
+            directory,
+            scopes(record, self._bridge_id),
+            self._upstream,
+            record.spec.dns_servers,
+            self._rng,
+        )
         resolver.start(namespace.udp, namespace.tcp)
         self._resolvers[record.spec.id] = resolver
 
-    # Local networks, for the API
+    async def _stop_names(self, sandbox_id: str) -> None:
+        self.local.hide(sandbox_id)
+        resolver = self._resolvers.pop(sandbox_id, None)
+        if resolver is not None:
+            await resolver.stop()
+
+    # Networks of this node, for the API
+
+    @property
+    def _bridge_id(self) -> str:
+        return local.network_id(self._owner, local.BRIDGE)
 
     def list(self) -> list[dict[str, Any]]:
         """The node's own networks, as the API shows them."""
-        return [self.inspect(name) for name in local.NAMES]
+        rows = [self._predefined(name) for name in local.NAMES]
+        rows += [local.describe(network) for network in self.local.all()]
+        records = self._records.values()
+        return [row | {"Containers": local.containers(row["Id"], records)} for row in rows]
+
+    def _predefined(self, name: str) -> dict[str, Any]:
+        link, subnet = f"shoal{self._number}", self._planner.node.subnet
+        return local.predefined(self._owner, name, self._created, subnet, link)
 
     def inspect(self, ref: str) -> dict[str, Any]:
         """One of them by name or id. Raises NotFound."""
-        name = local.resolve(self._owner, ref)
-        link = f"shoal{self._number}"
-        records = self._machine.records().values()
-        return local.describe(self._owner, name, self._created, self._ipam.subnet, link, records)
+        return local.find(self.list(), ref)
 
-    async def create(self, name: str, driver: str = "bridge", **options: object) -> str:
-        """Networks of one node other than bridge, host and none are refused."""
-        raise NotImplementedHere(
-            f"network {name}: a local network with driver {driver} is not supported yet; "
-            "use the driver overlay"
-        )
+    def check_address(self, network_id: str, address: str) -> None:
+        """Raises Invalid unless a container may ask for `address` on a network of this node."""
+        if network_id == self._bridge_id:
+            raise Invalid("user specified IP address is supported on user defined networks only")
+        check_wish(self.local.get(network_id), address)
+
+    async def create(self, spec: NetworkSpec, network_id: str) -> None:
+        """Make a network of this node. Raises Invalid, Forbidden, Conflict, NotImplementedHere,
+        Unavailable (the kernel refuses); nothing is left then."""
+        await self._whole(self._create(spec, network_id))
+
+    async def _create(self, spec: NetworkSpec, network_id: str) -> None:
+        await self._look()
+        network = local_spec.plan(spec, network_id, self._clock.now(), self._free_subnet)
+        self.local.check(network)
+        if network.driver == local_spec.BRIDGE:
+            self._check_subnet(network.subnet.network)
+        await asyncio.to_thread(self.local.add, network)
+        try:
+            await self._helper.run(self._machine.bridges.create, network)
+        except (OSError, ShoalError) as error:
+            await asyncio.to_thread(self.local.drop, network_id)
+            if isinstance(error, OSError):
+                raise _refused(f"make network {network.name}", error) from error
+            raise
+        self._tell("network", "create", network.id, {"name": network.name, "type": network.driver})
+
+    def _free_subnet(self) -> IPv4Network:
+        return local_pool.choose([net for net, _ in self._taken_subnets()])
+
+    def _check_subnet(self, subnet: IPv4Network) -> None:
+        for other, whose in self._taken_subnets():
+            if subnet.overlaps(other):
+                raise Forbidden(
+                    "invalid pool request: Pool overlaps with other one on this address space: "
+                    f"{subnet} with {other} of {whose}; choose another --subnet"
+                )
+
+    def _taken_subnets(self) -> Iterator[tuple[IPv4Network, str]]:
+        pool = self._member.pool if self._member is not None else self._config.node_pool
+        yield IPv4Network(pool), "the nodes' own pool"
+        for subnet in self.local.subnets():
+            yield subnet, "another network of this node"
+        for network in self._table.networks():
+            for one in network.subnets:
+                yield IPv4Network(one.subnet), f"network {network.name}"
+        for text in (*self._around.networks, *self._around.routes):
+            yield IPv4Network(text), "this machine"
 
     async def remove(self, ref: str) -> None:
-        """Raises NotFound, or Conflict: the local networks stay."""
-        raise Conflict(f"{local.resolve(self._owner, ref)} is a pre-defined network: it stays")
+        """Raises NotFound, Forbidden: one that is predefined, or that running containers use."""
+        await self._whole(self._remove(ref))
+
+    async def _remove(self, ref: str) -> None:
+        row = self.inspect(ref)
+        name, network_id = row["Name"], row["Id"]
+        if name in local.NAMES:
+            raise Forbidden(f"{name} is a pre-defined network and cannot be removed")
+        users = self.users(network_id)
+        if users:
+            listed = ", ".join(
+                f'name:"{one.spec.name or one.spec.id}" '
+                f'id:"{local.endpoint_id(one.spec.id, network_id)[:12]}"'
+                for one in users
+            )
+            raise Forbidden(
+                f"error while removing network: network {name} has active endpoints ({listed})"
+            )
+        await asyncio.to_thread(self.local.drop, network_id)
+        try:
+            await self._helper.run(self._machine.bridges.remove, network_id)
+        except OSError as error:
+            raise _refused(f"remove the interface of network {name}", error) from error
+        self._tell("network", "destroy", network_id, {"name": name, "type": row["Driver"]})
+
+    def users(self, network_id: str) -> builtins.list[SandboxRecord]:
+        """The sandboxes on a network."""
+        return [record for record in self._records.values() if network_id in _ids(record)]
+
+    def _tell_all(
+        self, action: str, record: SandboxRecord, besides: SandboxRecord | None = None
+    ) -> None:
+        """An event for each network of `record` that `besides` is not on."""
+        others = {one.network_id for one in besides.sandbox.interfaces} if besides else ()
+        for one in record.sandbox.interfaces:
+            if one.network_id not in others:
+                attributes = {"container": record.spec.id, "name": one.network_name}
+                kind = self._driver(one.network_id)
+                self._tell("network", action, one.network_id, attributes | {"type": kind})
+
+    def _driver(self, network_id: str) -> str:
+        if network_id in self.local:
+            return self.local.get(network_id).driver
+        return "bridge" if network_id == self._bridge_id else "overlay"
 
     # Running things whole
 
@@ -617,6 +674,10 @@ def _check(spec: SandboxSpec) -> None:
     for word in (*spec.dns_search, *spec.dns_options, spec.hostname):
         if not word.isprintable() or " " in word:
             raise Invalid(f"{word!r} cannot stand in a name or an option of the resolver")
+
+
+def _ids(record: SandboxRecord) -> set[str]:
+    return {leg.network_id for leg in record.legs}
 
 
 def _refused(what: str, error: OSError) -> Unavailable:

@@ -10,8 +10,7 @@ from typing import Any
 
 from worker.network import dnswire, names
 from worker.network.dnswire import Malformed, Query
-from worker.network.names import Scope
-from worker.network.table import Table
+from worker.network.names import Directory, Scope
 from worker.network.upstream import Upstream
 
 _TTL_S = 2  # clients may keep an answer that long; a VIP outlives its backends anyway
@@ -28,7 +27,7 @@ class Resolver:
 
     def __init__(
         self,
-        table: Table,
+        table: Directory,
         scopes: Sequence[Scope],
         upstream: Upstream,
         servers: Sequence[str],

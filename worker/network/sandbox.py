@@ -42,14 +42,25 @@ _SYSCTLS = {
 
 
 class Leg(msgspec.Struct, frozen=True, kw_only=True):
-    """One veth pair: its end in the sandbox, and its near end in a bridge's namespace."""
+    """One veth pair: its end in the sandbox, and its near end in a bridge's namespace. Without a
+    near end: a macvlan's child."""
 
-    name: str
+    name: str  # eth0, eth1 …
     near: str
     mac: str
     address: str  # CIDR
-    network_id: str = ""  # of the overlay; "" for the node's bridge
+    network_id: str = ""  # "" for the node's bridge
     gateway: str = ""  # default route
+    local: bool = False  # a network that a user made on this node
+
+    @property
+    def place(self) -> int:
+        return int(self.name.removeprefix("eth"))
+
+    @property
+    def index(self) -> int:
+        """Of the link in the sandbox."""
+        return _FIRST_INDEX + self.place
 
 
 class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,11 +69,12 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     spec: SandboxSpec
     sandbox: Sandbox
     legs: tuple[Leg, ...] = ()
+    changing: bool = False  # its links may not be what `legs` say: we were killed on the way
 
     @property
     def on_overlays(self) -> bool:
         """Whether there are VIPs it is to balance."""
-        return any(leg.network_id for leg in self.legs)
+        return any(leg.network_id and not leg.local for leg in self.legs)
 
     def legs_on(self, network_id: str) -> list[Leg]:
         """Its ends on one overlay."""
@@ -70,7 +82,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plug(NamedTuple):
-    """A leg, the namespace (a descriptor) that its near end goes to, and their MTU."""
+    """A leg, the namespace (a descriptor) that its near end goes to, and their MTU; -1: it has no
+    near end, and its link is there already."""
 
     leg: Leg
     namespace: int
@@ -80,11 +93,16 @@ class Plug(NamedTuple):
 def link_requests(plugs: Sequence[Plug]) -> list[Message]:
     """What makes the sandbox's links, addresses and routes."""
     found = [rtnl.set_up(1)]
-    for index, (leg, namespace, mtu) in enumerate(plugs, _FIRST_INDEX):
-        pair = rtnl.add_veth(leg.name, index, leg.near, mac=leg.mac, mtu=mtu, namespace=namespace)
-        found += [pair, rtnl.add_address(index, IPv4Interface(leg.address))]
+    for leg, namespace, mtu in plugs:
+        if namespace >= 0:
+            found.append(
+                rtnl.add_veth(
+                    leg.name, leg.index, leg.near, mac=leg.mac, mtu=mtu, namespace=namespace
+                )
+            )
+        found.append(rtnl.add_address(leg.index, IPv4Interface(leg.address)))
         if leg.gateway:
-            found.append(rtnl.route(_ANYWHERE, index, IPv4Address(leg.gateway)))
+            found.append(rtnl.route(_ANYWHERE, leg.index, IPv4Address(leg.gateway)))
     return found
 
 
@@ -199,6 +217,38 @@ class Namespace:
         """Make the links; the near ends are in place afterwards, but down and on their own."""
         with self._channel(ROUTE) as route:
             route.send(link_requests(plugs))
+
+    @property
+    def descriptor(self) -> int:
+        return self._descriptor
+
+    def reroute(self, legs: Sequence[Leg]) -> None:
+        """The default route is the one that `legs` say, or none."""
+        wanted = next((leg for leg in legs if leg.gateway), None)
+        with self._channel(ROUTE) as route:
+            if wanted is not None:
+                way = IPv4Address(wanted.gateway)
+                route.send([rtnl.route(_ANYWHERE, wanted.index, way)])
+                return
+            gone = [rtnl.route(_ANYWHERE, leg.index, delete=True) for leg in legs]
+            route.send(gone, _NO_SUCH)
+
+    def disconnect(self, names: Sequence[str]) -> None:
+        """Remove links with both their ends; those that are gone are no error."""
+        with self._channel(ROUTE) as route:
+            route.send([rtnl.del_link(name) for name in names], _NO_SUCH)
+
+    def links(self) -> set[str]:
+        """The names of its links, but for loopback."""
+        with self._channel(ROUTE) as route:
+            found = [rtnl.parse_link(message) for message in route.dump(rtnl.get_links())]
+        return {link.name for link in found if link.name.startswith("eth")}
+
+    def balanced(self, on: bool) -> None:
+        """Whether it has a balancer from the next `load` on."""
+        self._balanced = on
+        self._kept = {NETFILTER} if on else set()
+        self.settle()
 
     def open_resolver(self) -> None:
         """Make the sockets of this sandbox's resolver."""

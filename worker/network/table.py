@@ -171,6 +171,9 @@ class Table:
         item = self._items.get(("network", network_id))
         return item if isinstance(item, OverlayNetwork) else None
 
+    def networks(self) -> Iterator[OverlayNetwork]:
+        return (item for item in self._items.values() if isinstance(item, OverlayNetwork))
+
     def service(self, service_id: str) -> ServiceEntry | None:
         return self._services.get(service_id)
 

@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from common.errors import NotFound
 from node.api import app as api
 from node.api.leader import on_leader
 from node.api.networks import NetworkRoutes
@@ -14,7 +15,11 @@ from node.api.networks import NetworkRoutes
 
 def client(state: str, between: bool) -> "TestClient[web.Request, web.Application]":
     swarm = SimpleNamespace(state=state, is_between=between)
-    networks = SimpleNamespace(list=list)
+
+    async def remove(ref: str) -> None:
+        raise NotFound(ref)
+
+    networks = SimpleNamespace(list=list, remove=remove)
     daemon = cast(Any, SimpleNamespace(manager=None, swarm=swarm, networks=networks))
     routes = NetworkRoutes(daemon)
     app = web.Application(middlewares=[api._errors])

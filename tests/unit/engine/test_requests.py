@@ -323,15 +323,29 @@ def test_ports() -> None:
             request.port(wrong)
 
 
+def wanted(
+    host: HostConfig, points: dict[str, EndpointConfig | None] | None = None, **config: Any
+) -> tuple[str, dict[str, EndpointConfig]]:
+    networking = None if points is None else NetworkingConfig(endpoints_config=points)
+    return request.wanted_networks(ContainerConfig(**config), host, networking)
+
+
 def test_networks() -> None:
-    assert request.wanted_networks(HostConfig(network_mode="none"), None) == ("none", {})
-    assert request.wanted_networks(HostConfig(), None) == ("private", {})
-    networking = NetworkingConfig(endpoints_config={"net": EndpointConfig(aliases=("db",))})
-    wanted = request.wanted_networks(HostConfig(network_mode="net"), networking)
-    assert wanted == ("private", {"net": ("db",)})
-    linked = NetworkingConfig(endpoints_config={"net": EndpointConfig(links=("a:b",))})
-    with pytest.raises(NotImplementedHere, match="Links"):
-        request.wanted_networks(HostConfig(), linked)
+    """The mode's comes first, unless only others are named; the default one is the bridge."""
+    plain, db = EndpointConfig(), EndpointConfig(aliases=("db",))
+    assert wanted(HostConfig(network_mode="none")) == ("none", {})
+    assert wanted(HostConfig()) == ("private", {"bridge": plain})
+    assert wanted(HostConfig(), {"default": None}) == ("private", {"bridge": plain})
+    assert wanted(HostConfig(), {"net": db}) == ("private", {"net": db})
+    assert wanted(HostConfig(network_mode="net"), {"b": db}) == ("private", {"net": plain, "b": db})
+    assert list(wanted(HostConfig(network_mode="b"), {"a": db, "b": db})[1]) == ["b", "a"]
+    with pytest.raises(Invalid, match="conflicting options: network net"):
+        wanted(HostConfig(network_mode="host"), {"net": db, "host": plain})
+
+
+def test_links_and_mac_addresses_are_of_the_modes_network() -> None:
+    found = wanted(HostConfig(links=("x:y",)), mac_address="02:00:00:00:00:01")[1]["bridge"]
+    assert (found.links, found.mac_address) == (("x:y",), "02:00:00:00:00:01")
 
 
 def test_mount_wishes() -> None:

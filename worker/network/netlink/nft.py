@@ -40,6 +40,7 @@ RAW, MANGLE, DSTNAT, OUTNAT, FILTER, SRCNAT = -300, -150, -100, -100, 0, 100
 
 # Types of keys and data, as `nft` shows them; `concat` joins them.
 VERDICT, IPV4_ADDR, ETHER_ADDR, PROTOCOL, SERVICE, MARK = 0xFFFFFF00, 7, 9, 12, 13, 19
+IFNAME = 41
 
 _SET_MAP, _SET_CONCAT = 0x8, 0x80
 _VERDICT_REGISTER = 0

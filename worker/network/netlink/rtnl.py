@@ -20,6 +20,7 @@ from worker.network.netlink.codec import (
     parse,
     text,
     u8,
+    u16,
     u32,
 )
 
@@ -46,8 +47,11 @@ _LINK_OF_FAMILY, _LINK_TX_QUEUES, _LINK_RX_QUEUES = 26, 31, 32
 _INET6_ADDRESSES, _NO_ADDRESSES = 8, 1
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER = 1
+_LINK_PARENT, _CHILD_MODE = 5, 1
+_MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+_IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PROXY, _VXLAN_PORT = 1, 4, 7, 11, 15
-_PORT_LEARNING = 8
+_PORT_LEARNING, _PORT_ISOLATED = 8, 33
 AF_BRIDGE = 7
 
 _NUD_REACHABLE, _NUD_NOARP, _NUD_PERMANENT = 0x02, 0x40, 0x80
@@ -164,6 +168,35 @@ def add_veth(name: str, index: int, peer: str, *, mac: str, mtu: int, namespace:
     return Message(NEWLINK, _CREATE, _IFINFO.pack(0, 0, index, _UP, _UP) + attributes(near))
 
 
+def add_macvlan(
+    name: str, parent: int, mode: str, *, index: int = 0, mac: str = "", namespace: int = -1
+) -> Message:
+    """ip link add NAME link PARENT [index INDEX] [netns …] up type macvlan mode MODE"""
+    return _child("macvlan", name, parent, u32(_MACVLAN_MODES[mode]), index, mac, namespace)
+
+
+def add_ipvlan(
+    name: str, parent: int, mode: str, *, index: int = 0, mac: str = "", namespace: int = -1
+) -> Message:
+    """ip link add NAME link PARENT … up type ipvlan mode MODE; it has its parent's MAC."""
+    return _child("ipvlan", name, parent, u16(_IPVLAN_MODES[mode]), index, "", namespace)
+
+
+def _child(
+    kind: str, name: str, parent: int, mode: bytes, index: int, mac: str, namespace: int
+) -> Message:
+    values: dict[int, Value] = {
+        _LINK_NAME: text(name),
+        _LINK_PARENT: u32(parent),
+        _LINK_INFO: {_INFO_KIND: text(kind), _INFO_DATA: {_CHILD_MODE: mode}},
+    }
+    if mac:
+        values[_LINK_ADDRESS] = mac_bytes(mac)
+    if namespace >= 0:
+        values[_LINK_NS_FD] = u32(namespace)
+    return Message(NEWLINK, _CREATE, _IFINFO.pack(0, 0, index, _UP, _UP) + attributes(values))
+
+
 def enslave(name: str, master: int) -> Message:
     """ip link set NAME master MASTER up"""
     values: dict[int, Value] = {_LINK_NAME: text(name), _LINK_MASTER: u32(master)}
@@ -189,6 +222,20 @@ def set_alias(index: int, alias: str) -> Message:
     """ip link set INDEX alias ALIAS"""
     body = _IFINFO.pack(0, 0, index, 0, 0)
     return Message(NEWLINK, NLM_F_REQUEST, body + attributes({_LINK_ALIAS: alias.encode()[:255]}))
+
+
+def set_name(index: int, name: str) -> Message:
+    """ip link set INDEX name NAME; it must be down."""
+    body = _IFINFO.pack(0, 0, index, 0, 0)
+    return Message(NEWLINK, NLM_F_REQUEST, body + attributes({_LINK_NAME: text(name)}))
+
+
+def set_isolated(index: int, on: bool) -> Message:
+    """bridge link set dev INDEX isolated on|off: isolated ports do not reach each other"""
+    body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0)
+    return Message(
+        NEWLINK, NLM_F_REQUEST, body + attributes({_LINK_PROTINFO: {_PORT_ISOLATED: u8(on)}})
+    )
 
 
 def set_learning(index: int, on: bool) -> Message:
