@@ -105,11 +105,9 @@ class Bridges:
 
     def differences(self) -> list[Difference]:
         """Whether the table has the rules that it should have."""
-        wanted: set[Fact] = (
-            {("rules", balancer.rules(rules))} if (rules := self._ruleset()) else set()
-        )
+        wanted: set[Fact] = {("rules", balancer.rules(self._ruleset()))}
         found = balancer.facts(self._filter, self._table, maps=False)
-        return compare("bridges", "", wanted, found)
+        return compare("bridges", "", wanted, found or {("rules", 0)})
 
     def _ruleset(self) -> list[Message]:
         """Empty if no rules are needed."""
