@@ -14,6 +14,7 @@ from cli.client import ApiError, Client, CliError
 from cli.context import given, pass_client
 from cli.image import fetch
 from cli.lifecycle import limits, restart_policy
+from cli.network import endpoint
 from cli.options import CPUS, SIZE
 from cli.terminal import follow_size, join, raw_terminal
 
@@ -34,7 +35,10 @@ def _create_options(command: F) -> F:
         click.option("-v", "--volume", metavar="SOURCE:PATH[:ro]", multiple=True),
         click.option("--mount", metavar="type=…,source=…,target=…", multiple=True),
         click.option("-p", "--publish", metavar="[ADDR:]PORT:PORT[/PROTOCOL]", multiple=True),
-        click.option("--network", metavar="bridge|host|none|container:NAME"),
+        click.option("--network", metavar="NAME|host|none|container:NAME", multiple=True),
+        click.option("--network-alias", metavar="NAME", multiple=True, help="On its networks."),
+        click.option("--ip", metavar="ADDR", help="On its first network."),
+        click.option("--link", metavar="CONTAINER[:NAME]", multiple=True),
         click.option("--pid", metavar="host|container:NAME"),
         click.option("--ipc", metavar="MODE", help="private, shareable, host, container:NAME."),
         click.option("--uts", metavar="host|container:NAME"),
@@ -143,6 +147,10 @@ def request(flags: dict[str, Any], present: dict[str, str], attached: bool) -> d
                         ("stop_signal", "StopSignal")):  # fmt: skip
         if flag in flags:
             asked[field] = flags[flag]
+    if networks := flags.get("network"):
+        asked["HostConfig"]["NetworkMode"] = networks[0]
+    if points := _endpoints(flags):
+        asked["NetworkingConfig"] = {"EndpointsConfig": points}
     if ports := flags.get("publish"):
         bindings = published(ports)
         asked["ExposedPorts"] = {key: {} for key in bindings}
@@ -150,9 +158,18 @@ def request(flags: dict[str, Any], present: dict[str, str], attached: bool) -> d
     return asked
 
 
+def _endpoints(flags: dict[str, Any]) -> dict[str, Any]:
+    """Its networks, if there is more to say of them than one name."""
+    networks = flags.get("network") or ("bridge",)
+    aliases, links = flags.get("network_alias", ()), flags.get("link", ())
+    if len(networks) == 1 and not (aliases or links or "ip" in flags):
+        return {}
+    first = endpoint(flags.get("ip"), aliases, links)
+    return {name: endpoint(None, aliases, ()) for name in networks} | {networks[0]: first}
+
+
 _HOST = {
     "remove": "AutoRemove",
-    "network": "NetworkMode",
     "pid": "PidMode",
     "ipc": "IpcMode",
     "uts": "UTSMode",
