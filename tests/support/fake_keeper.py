@@ -13,7 +13,7 @@ from common.model.image import ImageConfig
 from tests.support.fake_node import FakeImages
 from tests.support.memory_proposer import START, LoopClock
 from worker.engine.engine import Engine
-from worker.network.model import Sandbox, SandboxSpec
+from worker.network.model import Attachment, Sandbox, SandboxSpec
 from worker.runtime.client import KeeperError
 
 
@@ -99,7 +99,18 @@ class NoNetworks:
         return dict(self._open)
 
     def inspect(self, name: str) -> dict[str, Any]:
-        raise NotImplementedError(name)
+        if name != "bridge":
+            raise NotImplementedError(name)
+        return {"Name": "bridge", "Id": "b" * 64}
+
+    async def reconnect(self, sandbox_id: str, attachments: tuple[Attachment, ...]) -> Sandbox:
+        raise NotImplementedError(sandbox_id)
+
+    async def rename(self, sandbox_id: str, name: str) -> None:
+        raise NotImplementedError(sandbox_id)
+
+    def check_address(self, network_id: str, address: str) -> None:
+        raise NotImplementedError(address)
 
 
 def fake_engine(base: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> Engine:

@@ -288,8 +288,8 @@ async def abandon(networks: Networks) -> None:
     await asyncio.gather(*(item.stop() for item in networks._resolvers.values()))
     for part in (*networks._machine._sandboxes.values(), *networks._machine._overlays.values()):
         part.close()
-    if networks._machine._spare is not None:
-        networks._machine._spare.close()
+    if networks._machine.boxes._spare is not None:
+        networks._machine.boxes._spare.close()
     networks._helper.close()
 
 
