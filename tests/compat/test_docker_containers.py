@@ -310,6 +310,34 @@ def test_flags_of_run(docker: Docker, tmp_path: Path) -> None:
     docker("rm", "-f", "-v", lender)
 
 
+def test_options_of_volumes_and_logs(docker: Docker, tmp_path: Path) -> None:
+    """docker volume create -o, run --mount volume-opt, logs --details with labels and tag,
+    update --blkio-weight."""
+    opts = ("-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=1m")
+    docker("volume", "create", *opts, "mem")
+    assert docker("volume", "inspect", "-f", "{{.Options.o}}", "mem") == "size=1m"
+    assert "1024" in docker("run", "--rm", "-v", "mem:/m", "box:1", "df", "-k", "/m")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/f").write_text("found")
+    bind = f"type=volume,src=far,dst=/v,volume-opt=type=none,volume-opt=device={tmp_path}"
+    run = ["run", "--rm", "--mount", f'{bind},"volume-opt=o=bind,ro"', "box:1"]
+    assert docker(*run, "cat", "/v/sub/f") == "found"
+    assert "Read-only" in docker.refused(*run, "touch", "/v/f")
+    assert "nosuchfs" in docker.refused(
+        "run", "--rm", "--mount", "dst=/v,volume-opt=type=nosuchfs,volume-opt=device=x", "box:1"
+    )
+    docker(
+        "run", "-d", "--name", "told", "--label", "tier=a b", "--log-opt",
+        "labels=tier", "--log-opt", "tag={{.Name}}", "box:1", "sh", "-c", "echo line; sleep 1000",
+    )  # fmt: skip
+    docker("update", "--blkio-weight", "300", "told")
+    docker("exec", "told", "true")
+    assert docker("logs", "--details", "told") == "tag=told,tier=a+b line"
+    docker("rm", "-f", "told")
+    docker("volume", "rm", "mem", "far")
+    assert (tmp_path / "sub/f").exists()
+
+
 def test_the_same_verbs_of_shoal(docker: Docker) -> None:
     """shoal container: every verb that changes a container, against the same daemon."""
     sleeper(docker, "ours", script="echo x >/new")
