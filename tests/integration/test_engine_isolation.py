@@ -94,6 +94,18 @@ async def test_refused(node: EngineNode, attempt: str) -> None:
     assert text.splitlines()[-1] == "held"
 
 
+async def test_no_more_file_systems_than_needed(node: EngineNode) -> None:
+    """Each costs every container of the machine some memory; none can be written through another
+    of its mounts."""
+    text = await inside(node, "cat /proc/self/mountinfo")
+    lines = [line.split() for line in text.splitlines() if " - " in line]
+    own = {fields[2] for fields in lines if fields[fields.index("-") + 1] == "tmpfs"}
+    assert len(own) <= 2  # /dev and /dev/shm
+    for fields in lines:
+        if fields[4].startswith("/sys/") or fields[4] == "/proc/acpi":
+            assert "ro" in fields[5].split(",")
+
+
 async def test_only_own_processes_and_descriptors(node: EngineNode) -> None:
     text = await inside(node, "echo pids $(ls /proc | grep -c '^[0-9]'); ls -l /proc/self/fd")
     assert text.splitlines()[0] in ("pids 2", "pids 3", "pids 4")

@@ -64,6 +64,7 @@ class Laid(NamedTuple):
     namespace: int  # of mounts, the child's own
     place: int  # where the root is to be mounted in it
     parts: mounts.Parts  # to move there
+    covered: int  # a folder of /dev that the container does not see; -1: none
     sysctls: int  # /proc/sys before it was made read-only; -1: none
 
 
@@ -75,12 +76,12 @@ def lay_ground(ground: Ground, place: int) -> Laid:
     if ground.mapping.uids:
         userns.act_as_root(ground.mapping)
     root = os.open("/", targets.DIRECTORY)
-    parts = mounts.mount_ground(ground.mounts, root)
+    parts, covered = mounts.mount_ground(ground.mounts, root)
     os.close(root)
     sysctls = os.open("/proc/sys", targets.DIRECTORY) if ground.read_only else -1
     masks.hide(ground.masked, ground.read_only)
     namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    return Laid(namespace, place, parts, sysctls)
+    return Laid(namespace, place, parts, covered, sysctls)
 
 
 def run(report: int, body: Callable[[], None]) -> NoReturn:
@@ -186,7 +187,7 @@ class Child:
     ) -> None:
         sc.move_mount(root, laid.place)
         mounts.place_ground(laid.parts, root)
-        mounts.mount_all(plan, root, sources, len(ground.mounts))
+        mounts.mount_all(plan, root, sources, len(ground.mounts), laid.covered)
         mounts.make_devices(plan, root)
 
     def _cgroups(self, plan: Plan) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from worker.runtime import targets
 from worker.runtime.steps import GROUND_TOPS, Device, Mount, Plan
 
 Parts = tuple[tuple[Mount, int], ...]
+_COVERED = "/dev/pts"  # nothing can be reached of the folder that it is mounted on
 
 _ATTEMPTS = 64
 _LONGEST = 255  # fsconfig takes fewer bytes than 256
@@ -231,18 +232,21 @@ def shared_memory_of(namespace: str) -> int:
     return tree
 
 
-def mount_ground(entries: tuple[Mount, ...], root: int) -> Parts:
-    """Make the file systems of a ground, at places that exist; those that hold the others."""
-    found = []
+def mount_ground(entries: tuple[Mount, ...], root: int) -> tuple[Parts, int]:
+    """Make the file systems of a ground, at places that exist; those that hold the others, and the
+    folder of /dev that is covered by the terminals, or -1."""
+    found, covered = [], -1
     for entry in entries:
         with _named(entry):
             mount = _make(entry)
+            if entry.target == _COVERED:
+                covered = targets.open_target(root, entry.target, directory=True)
             place(mount, root, entry.target)
         if entry.target in GROUND_TOPS:
             found.append((entry, mount))
         else:
             os.close(mount)
-    return tuple(found)
+    return tuple(found), covered
 
 
 def place_ground(parts: Parts, root: int) -> None:
@@ -253,12 +257,13 @@ def place_ground(parts: Parts, root: int) -> None:
         os.close(mount)
 
 
-def mount_all(plan: Plan, root: int, sources: Sources, first: int) -> None:
-    """All mounts of the plan from the index `first` on, in order, below the directory `root`."""
+def mount_all(plan: Plan, root: int, sources: Sources, first: int, covered: int) -> None:
+    """All mounts of the plan from the index `first` on, in order, below the directory `root`.
+    `covered`: as `mount_ground` gave it."""
     for index, entry in enumerate(plan.mounts[first:], first):
         with _named(entry):
             if entry.kind == "cgroup":
-                _mount_cgroups(entry, root, sources.cgroups)
+                _mount_cgroups(entry, root, sources.cgroups, covered)
             else:
                 mount = sources.binds[index] if index in sources.binds else _make(entry)
                 place(mount, root, entry.target)
@@ -291,14 +296,20 @@ def place(mount: int, root: int, target: str) -> None:
         os.close(fd)
 
 
-def _mount_cgroups(mount: Mount, root: int, cgroups: list[tuple[int, str]]) -> None:
-    """The container's own cgroup, and nothing above it."""
+def _mount_cgroups(mount: Mount, root: int, cgroups: list[tuple[int, str]], covered: int) -> None:
+    """The container's own cgroup, and nothing above it.
+
+    The folder that holds the hierarchies is the covered one: a file system of its own would make
+    the map that every memory cgroup has of them larger, and take some 20 KB.
+    """
     if len(cgroups) == 1 and not cgroups[0][1]:
         top = cgroups[0][0]
     else:
-        top = filesystem("tmpfs", (("mode", "755"), ("size", "64k")), 0)
+        own = covered < 0
+        top = filesystem("tmpfs", (("mode", "755"), ("size", "64k")), 0) if own else covered
         for _, name in cgroups:
             os.mkdir(name, 0o555, dir_fd=top)
+        top = top if own else clone("", at=covered)
     place(top, root, mount.target)
     for tree, name in cgroups:
         if tree != top:
