@@ -10,6 +10,7 @@ not exist) and says so; it is tried again when, and only when, that cause may ha
 """
 
 import datetime as dt
+import itertools
 from collections.abc import Hashable, Iterable
 
 from msgspec.structs import replace
@@ -98,7 +99,9 @@ class Allocator:
     def reconcile(self, tx: Tx, now: dt.datetime) -> None:
         left = PER_TX
         for kind, dirty in self._dirty.items():
-            for id in list(dirty)[:left]:
+            for id in list(itertools.islice(dirty, left)):
+                if tx.is_full:
+                    return
                 del dirty[id]
                 left -= 1
                 found = tx.get(kind, id)

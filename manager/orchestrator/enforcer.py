@@ -78,6 +78,8 @@ class Enforcer:
             self._nodes |= {task.node_id: None for task in tasks if task.node_id}
         self._services = {}
         for node_id in list(self._nodes)[:NODES_PER_PASS]:
+            if tx.is_full:
+                break
             del self._nodes[node_id]
             node = tx.get(Node, node_id)
             if node is None or is_lost(node):

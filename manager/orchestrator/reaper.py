@@ -5,6 +5,7 @@ never reached a node, or its node was removed (behaviours 117-122).
 """
 
 import datetime as dt
+import itertools
 from collections.abc import Iterable
 
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from manager.store.store import Event, Tx, View
 
 DELETIONS_PER_PASS = 500
 SERVICES_PER_PASS = 50
+SLOTS_PER_PASS = 500
 
 
 def expired(slot: Slot, limit: int, max_attempts: int) -> list[Task]:
@@ -47,6 +49,7 @@ class Reaper:
 
     def __init__(self) -> None:
         self._services: dict[str, None] = {}  # ids whose tasks to look at; also of missing ones
+        self._slots: dict[tuple[str, Key], None] = {}  # service id and slot
         self._networks: dict[str, None] = {}  # ids to delete once unused
         self._look_at_networks = False
         self._nodes: dict[str, None] = {}  # removed nodes
@@ -57,7 +60,7 @@ class Reaper:
         self._services = {service.id: None for service in view.find(Service)}
         self._services |= {task.service_id: None for task in view.find(Task) if task.service_id}
         self._networks = {net.id: None for net in view.find(Network) if net.pending_delete}
-        self._nodes = {}
+        self._nodes, self._slots = {}, {}
 
     def observe(self, event: Event) -> None:
         match event.object:
@@ -85,12 +88,13 @@ class Reaper:
         # predecessors from being history.
         over = not is_active(task) or task.status.state >= TaskState.RUNNING
         if task.service_id and (gone or over):
-            self._services[task.service_id] = None
+            self._slots[task.service_id, key_of(task)] = None
 
     @property
     def dirty(self) -> bool:
         networks = self._look_at_networks and bool(self._networks)
-        return bool(self._services or self._nodes or self._everything or networks)
+        work = self._services or self._slots or self._nodes or self._everything
+        return bool(work or networks)
 
     @property
     def wake_at(self) -> dt.datetime | None:
@@ -106,11 +110,28 @@ class Reaper:
             doomed = self._doomed(tx, id)
             for task in doomed[:budget]:
                 tx.delete(Task, task.id)
-            if len(doomed) > budget:
+            if len(doomed) > budget or tx.is_full:
                 self._services[id] = None
             budget -= len(doomed)
             self._close(tx, id)
+        self._reap_slots(tx, budget)
         self._reap_networks(tx)
+
+    def _reap_slots(self, tx: Tx, budget: int) -> None:
+        """Look at the slots of which a task ended or went, instead of at whole services."""
+        for at in list(itertools.islice(self._slots, SLOTS_PER_PASS)):
+            if budget <= 0:
+                break
+            del self._slots[at]
+            service = tx.get(Service, at[0])
+            if service is None:
+                self._services[at[0]] = None
+                continue
+            doomed = self._doomed_of(tx, service, tx.find(Task, slot=at))
+            for task in doomed:
+                tx.delete(Task, task.id)
+            budget -= len(doomed)
+            self._close(tx, service.id)
 
     def _expand(self, tx: Tx) -> None:
         if self._everything:
@@ -125,11 +146,15 @@ class Reaper:
         """The tasks of a service to delete. Those of one that does not exist are closed."""
         service = tx.get(Service, service_id)
         tasks = tx.find(Task, service_id=service_id)
-        gone = {task.id: task for task in tasks if _is_gone(tx, task)}
-        removed = [task for task in gone.values() if task.desired_state is TaskState.REMOVE]
         if service is None:
             _close_all(tx, tasks)
-            return list(gone.values())
+            return [task for task in tasks if _is_gone(tx, task)]
+        return self._doomed_of(tx, service, tasks)
+
+    def _doomed_of(self, tx: Tx, service: Service, tasks: list[Task]) -> list[Task]:
+        """Those of `tasks`, all of some of its slots, that are to be deleted."""
+        gone = {task.id: task for task in tasks if _is_gone(tx, task)}
+        removed = [task for task in gone.values() if task.desired_state is TaskState.REMOVE]
         limit = _limit(tx)
         attempts = defaults.restart_rules(service.spec.task_template).max_attempts
         doomed = {task.id: task for task in removed}
@@ -143,7 +168,7 @@ class Reaper:
         service = tx.get(Service, service_id)
         if service is None or not service.pending_delete:
             return
-        if not tx.find(Task, service_id=service_id):
+        if not tx.has(Task, service_id=service_id):
             tx.delete(Service, service_id)
             self._look_at_networks = True
 
@@ -186,6 +211,8 @@ def _is_gone(view: View, task: Task) -> bool:
 def _close_all(tx: Tx, tasks: Iterable[Task]) -> None:
     """Set the desired state of tasks whose service is gone (behaviour 101)."""
     for task in tasks:
+        if tx.is_full:
+            return
         if task.desired_state is not TaskState.REMOVE:
             tx.put(replace(task, desired_state=TaskState.REMOVE))
 

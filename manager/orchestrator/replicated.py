@@ -4,7 +4,7 @@ A service of N replicas has N filled slots. This plan only fills slots and empti
 task runs is the scheduler's business, and when a failed one is tried again, restart's.
 """
 
-from collections import Counter
+import heapq
 from collections.abc import Iterable
 
 from common.model.node import Node
@@ -12,6 +12,7 @@ from common.model.service import Service
 from common.model.task import Task, TaskState
 from manager.api import defaults
 from manager.orchestrator import restart
+from manager.orchestrator.focus import refill
 from manager.orchestrator.loop import ServiceLoop
 from manager.orchestrator.scene import Draft, Key, Scene, Slot, fill, is_active
 from manager.store.store import View
@@ -30,7 +31,13 @@ class ReplicatedOrchestrator(ServiceLoop):
 
     def settle(self, scene: Scene, draft: Draft, view: View) -> None:
         restart.tend(scene, draft, lambda key: self.may_fill(scene, key))
-        plan(scene, draft)
+        if draft.is_part:
+            refill(scene, draft)
+        else:
+            plan(scene, draft)
+
+    def focuses(self, service: Service) -> bool:
+        return not service.spec.mode.is_job
 
     def may_fill(self, scene: Scene, key: Key) -> bool:
         return True
@@ -77,13 +84,24 @@ def surplus(slots: list[Slot], replicas: int) -> list[Slot]:
         return []
     idle = sorted((slot for slot in slots if _worth(slot) < _RUNNING), key=_idle_order)
     chosen = idle[:count]
-    running = [slot for slot in slots if _worth(slot) == _RUNNING]
-    load = Counter(_node(slot) for slot in running)
+    if len(chosen) == count:
+        return chosen
+    by_node: dict[str, list[Slot]] = {}
+    for slot in slots:
+        if _worth(slot) == _RUNNING:
+            by_node.setdefault(_node(slot), []).append(slot)
+    for there in by_node.values():
+        there.sort(key=_number)
+    heap = [(-len(there), -_number(there[-1]), node) for node, there in by_node.items()]
+    heapq.heapify(heap)
     while len(chosen) < count:
-        fullest = max(running, key=lambda slot: (load[_node(slot)], slot.key))
-        load[_node(fullest)] -= 1
-        running.remove(fullest)
-        chosen.append(fullest)
+        node = heap[0][2]
+        there = by_node[node]
+        chosen.append(there.pop())
+        if there:
+            heapq.heapreplace(heap, (-len(there), -_number(there[-1]), node))
+        else:
+            heapq.heappop(heap)
     return chosen
 
 
@@ -100,7 +118,11 @@ def _worth(slot: Slot) -> int:
 
 
 def _idle_order(slot: Slot) -> tuple[int, int]:
-    return _worth(slot), -slot.key if isinstance(slot.key, int) else 0
+    return _worth(slot), -_number(slot)
+
+
+def _number(slot: Slot) -> int:
+    return slot.key if isinstance(slot.key, int) else 0
 
 
 def _node(slot: Slot) -> str:

@@ -60,9 +60,13 @@ class Slot:
 
 
 class Draft:
-    """The tasks of one service as they will be after what has been planned so far."""
+    """The tasks of one service as they will be after what has been planned so far.
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
+    Or of some of its slots: then `of` says how many there are in all.
+    """
+
+    def __init__(self, tasks: Iterable[Task], of: int | None = None) -> None:
+        self._of = of
         self._tasks = {task.id: task for task in sorted(tasks, key=age)}
         self._slots: dict[Key, Slot] | None = None
         self.changed: dict[str, Task] = {}
@@ -71,8 +75,17 @@ class Draft:
     def put(self, task: Task) -> None:
         """Plan to write `task`."""
         self._tasks[task.id] = task
-        self._slots = None
         self.changed[task.id] = task
+        if self._slots is not None:
+            self._put_in_slot(self._slots, task)
+
+    def _put_in_slot(self, slots: dict[Key, Slot], task: Task) -> None:
+        key = key_of(task)
+        if key not in slots:
+            self._slots = None  # it has its place in the order
+            return
+        others = (other for other in slots[key].tasks if other.id != task.id)
+        slots[key] = Slot(key, tuple(sorted((*others, task), key=age)))
 
     def desire(self, task: Task, state: TaskState) -> None:
         """Plan that `task` goes to `state`."""
@@ -83,11 +96,22 @@ class Draft:
         """Ask to plan again at `when`, or before."""
         self.wake_at = when if self.wake_at is None else min(self.wake_at, when)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether there are other slots."""
+        return self._of is not None
+
+    @property
+    def size(self) -> int:
+        """How many slots the service has."""
+        return len(self.slots()) if self._of is None else self._of
+
     def tasks(self) -> list[Task]:
         return list(self._tasks.values())
 
     def slots(self) -> dict[Key, Slot]:
-        """All slots that hold a task, in the order of their keys."""
+        """All slots that hold a task, in the order of their keys. Follows what is put meanwhile,
+        but for a slot that had no task."""
         if self._slots is None:
             groups: dict[Key, list[Task]] = {}
             for task in self._tasks.values():

@@ -14,7 +14,7 @@ another one, each task of the update that has failed failed within the monitorin
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from msgspec.structs import replace
 
@@ -61,7 +61,7 @@ def judge(scene: Scene, draft: Draft) -> Service:
     slots = draft.slots()
     failures = [task for slot in slots.values() if (task := _failure(scene, slot)) is not None]
     rules = _rules(service)
-    if not failures or len(failures) / len(slots) <= rules.max_failure_ratio:
+    if not failures or len(failures) / draft.size <= rules.max_failure_ratio:
         return service
     reason = _reason(scene, failures[-1])
     if service.update_status is not None and service.update_status.rebalancing:
@@ -76,6 +76,29 @@ def judge(scene: Scene, draft: Draft) -> Service:
             state = "rollback_paused" if rolling_back else "paused"
             what = "rollback" if rolling_back else "update"
             return _with_status(service, state=state, message=f"{what} paused due to {reason}")
+
+
+def parallelism(service: Service) -> int:
+    """How many slots are worked on at a time; 0: all."""
+    return _rules(service).parallelism
+
+
+def waiting(scene: Scene, slots: Iterable[Slot]) -> Iterator[Key]:
+    """Those of `slots` that the update has still to replace, in its order."""
+    found = sorted((slot for slot in slots if _needs_update(scene, slot)), key=_runs)
+    return (slot.key for slot in found)
+
+
+def needs(scene: Scene, tasks: Iterable[Task]) -> bool:
+    """Whether the update has still to replace the slot of `tasks`."""
+    return any(_needs_update(scene, slot) for slot in Draft(tasks).slots().values())
+
+
+def is_engaged(scene: Scene, slot: Slot) -> bool:
+    """Whether the update works on `slot`, or has failed there."""
+    if _failure(scene, slot) is not None:
+        return True
+    return _is_busy(scene, Draft(()), slot, _started(scene.service))
 
 
 def advance(scene: Scene, draft: Draft, updatable: Callable[[Key], bool]) -> Service:

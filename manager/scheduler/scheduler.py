@@ -121,6 +121,8 @@ class Scheduler:
     def _take(self, tx: Tx) -> Iterable[Task]:
         ids = list(itertools.islice(self._dirty, TASKS_PER_TX))
         for id in ids:
+            if tx.is_full:
+                return
             del self._dirty[id]
             self._stuck.pop(id, None)
             task = tx.get(Task, id)

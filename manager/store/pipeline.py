@@ -14,11 +14,10 @@ from typing import Protocol
 import msgspec
 
 from common.errors import Invalid, NotLeader, ProposalUncertain, ShoalError, Unavailable
-from manager.store.change import Change, apply_change, encode_change, encode_entry
+from manager.store.change import Change, apply_change, encode_entry
 from manager.store.tables import Tables
+from manager.store.view import ENTRY_BYTES_MAX, ENTRY_CHANGES_MAX, Tx
 
-ENTRY_BYTES_MAX = 1_500_000  # beyond this a batch takes no more transactions
-ENTRY_CHANGES_MAX = 500  # likewise: an entry is applied at one go, on every manager's loop
 TRANSACTION_BYTES_MAX = 7_000_000  # one entry; the log takes no larger ones
 IN_FLIGHT_MAX = 4
 WAITING_BYTES_MAX = 64_000_000
@@ -123,10 +122,10 @@ class Pipeline:
             return None
         return [change for _, changes in self._flying[0].transactions for change in changes]
 
-    async def commit(self, changes: list[Change], tables: Tables, provisional: int) -> None:
-        """Bring `changes` into the log; `tables` is the newest state with them made."""
-        if changes:
-            await self._add(changes, tables, provisional).outcome()
+    async def commit(self, tx: Tx, tables: Tables, provisional: int) -> None:
+        """Bring what `tx` did into the log; `tables` is the newest state with that done."""
+        if tx.changes:
+            await self._add(tx, tables, provisional).outcome()
         else:
             await self.settled()
 
@@ -153,16 +152,15 @@ class Pipeline:
             return self._waiting[-1]
         return self._flying[-1] if self._flying else None
 
-    def _add(self, changes: list[Change], tables: Tables, provisional: int) -> _Batch:
-        encoded = [encode_change(change) for change in changes]
-        size = sum(len(memoryview(raw)) for raw in encoded)
+    def _add(self, tx: Tx, tables: Tables, provisional: int) -> _Batch:
+        size = tx.size
         if size > TRANSACTION_BYTES_MAX:
             raise Invalid(f"this change takes {size} bytes, the most is {TRANSACTION_BYTES_MAX}")
         if self._waiting_bytes > WAITING_BYTES_MAX:
             raise Unavailable("too many writes wait for the log of the cluster; try again")
-        batch = self._open_batch(len(changes), size)
-        batch.changes += encoded
-        batch.transactions.append((provisional, changes))
+        batch = self._open_batch(len(tx.changes), size)
+        batch.changes += tx.encoded
+        batch.transactions.append((provisional, tx.changes))
         batch.size += size
         self._waiting_bytes += size
         self._overlay, self._stale = tables, False

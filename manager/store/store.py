@@ -132,7 +132,7 @@ class Store:
         except Exception:
             await pipeline.settled()
             raise
-        await pipeline.commit(tx.changes, tables, provisional)
+        await pipeline.commit(tx, tables, provisional)
         return result
 
     # The state machine of the log

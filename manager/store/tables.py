@@ -22,8 +22,9 @@ from manager.store.trie import STEP, Own, Trie
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - the stored kind, as usual for a type variable
 Keys = Iterable[Hashable]
-Ids = Trie[str, bool]  # a set of ids
+Ids = tuple[str, ...] | Trie[str, bool]  # a set of ids; most are small
 Index = Trie[Hashable, Ids]
+_FEW = 8  # ids that are kept as a tuple
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -60,6 +61,10 @@ def _node_names(node: Node) -> Keys:
     return {name.lower(): None for name in (node.spec.name, node.description.hostname) if name}
 
 
+def _task_slot(task: Task) -> Hashable:
+    return task.service_id, task.slot or task.node_id
+
+
 def _task_networks(task: Task) -> Keys:
     return {attachment.network_id: None for attachment in task.networks_attachments}
 
@@ -77,11 +82,13 @@ KINDS: tuple[Kind, ...] = (
         {
             "service_id": lambda task: (task.service_id,) if task.service_id else (),
             "node_id": lambda task: (task.node_id,) if task.node_id else (),
+            "slot": lambda task: (_task_slot(task),),
             "network_id": _task_networks,
         },
         basis={
             "service_id": attrgetter("service_id"),
             "node_id": attrgetter("node_id"),
+            "slot": _task_slot,
             "network_id": attrgetter("networks_attachments"),
         },
     ),
@@ -131,7 +138,13 @@ class Table:
             raise TypeError(f"{self._kind.name} has no index {index!r}, only {known}")
         ids = trie.get(key.lower() if index == "name" and isinstance(key, str) else key)
         get = self._objects.get
-        return [] if ids is None else [cast(Object, get(id)) for id in ids.keys()]  # noqa: SIM118
+        if ids is None:
+            return []
+        return [cast(Object, get(id)) for id in (ids if isinstance(ids, tuple) else ids.keys())]
+
+    def has(self, index: str, key: Hashable) -> bool:
+        """Whether `index` has anything under `key`, as `find` takes it."""
+        return self._indexes[index].get(key) is not None
 
     def copy(self) -> "Table":
         return Table(self._kind, self._objects, self._indexes.copy())
@@ -166,10 +179,9 @@ def _index(keys: Callable[[Any], Keys], objects: Iterable[Object]) -> Generator[
                 ids[object.id] = True
         if not count % STEP:
             yield
-    tries = {}
+    tries: dict[Hashable, Ids] = {}
     for count, (key, ids) in enumerate(found.items()):
-        small = Trie.small(ids)
-        tries[key] = (yield from Trie.growing(ids)) if small is None else small
+        tries[key] = tuple(ids) if len(ids) <= _FEW else (yield from Trie.growing(ids))
         if not count % STEP:
             yield
     return (yield from Trie.growing(tries))
@@ -180,12 +192,30 @@ def _move(
 ) -> Index:
     for key in before:
         if key not in after:
-            rest = (index.get(key) or Ids()).without(id, own)
+            rest = _less(index.get(key), id, own)
             index = index.put(key, rest, own) if len(rest) else index.without(key, own)
     for key in after:
         if key not in before:
-            index = index.put(key, (index.get(key) or Ids()).put(id, True, own), own)
+            index = index.put(key, _more(index.get(key), id, own), own)
     return index
+
+
+def _more(ids: Ids | None, id: str, own: Own) -> Ids:
+    """`ids` with `id`, which is not in it."""
+    if ids is None:
+        return (id,)
+    if isinstance(ids, tuple):
+        if len(ids) < _FEW:
+            return (*ids, id)
+        return Trie(dict.fromkeys((*ids, id), True), len(ids) + 1)
+    return ids.put(id, True, own)
+
+
+def _less(ids: Ids | None, id: str, own: Own) -> Ids:
+    """`ids` without `id`, which is in it."""
+    if ids is None or isinstance(ids, tuple):
+        return tuple(other for other in ids or () if other != id)
+    return ids.without(id, own)
 
 
 class Tables:

@@ -12,8 +12,11 @@ import msgspec
 
 from common.errors import Conflict
 from common.model.base import ZERO_TIME, Object
-from manager.store.change import Change, Delete, Put, apply_change
+from manager.store.change import Change, Delete, Put, apply_change, encode_change
 from manager.store.tables import BY_TYPE, Tables
+
+ENTRY_BYTES_MAX = 1_500_000  # beyond this an entry takes no more transactions
+ENTRY_CHANGES_MAX = 500  # likewise: an entry is applied at one go, on every manager's loop
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - the stored kind, as usual for a type variable
 
@@ -45,6 +48,11 @@ class View:
         found.sort(key=_age)
         return cast("list[O]", found)
 
+    def has(self, kind: type[Object], **by: Hashable) -> bool:
+        """Whether `find` would give anything; `by` is one index."""
+        ((index, key),) = by.items()
+        return self._tables.table(kind).has(index, key)
+
     def all(self, kind: type[O]) -> Iterator[O]:
         """All objects of `kind`, in no order. Not for a Tx that writes meanwhile."""
         return cast("Iterator[O]", self._tables.table(kind).all())
@@ -70,6 +78,14 @@ class Tx(View):
         self._now = now
         self._provisional = provisional
         self.changes: list[Change] = []
+        self.encoded: list[msgspec.Raw] = []  # the same, as the log has them
+        self.size = 0  # bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a loop should leave the rest to another transaction: this one is already as
+        large as an entry of the log should be."""
+        return len(self.changes) >= ENTRY_CHANGES_MAX or self.size >= ENTRY_BYTES_MAX
 
     def put(self, object: O) -> O:
         """Create or replace `object`; returns it as this transaction now sees it.
@@ -94,7 +110,10 @@ class Tx(View):
             self._change(Delete(kind, id))
 
     def _change(self, change: Change) -> Object | None:
+        raw = encode_change(change)
         self.changes.append(change)
+        self.encoded.append(raw)
+        self.size += len(memoryview(raw))
         event = apply_change(self._tables, change, self._provisional)
         return None if event is None else event.object
 
