@@ -62,6 +62,7 @@ COALESCE_S = 0.002  # commits of one burst come closer together than this
 HELLO_S = 10.0
 RESYNC_S = 1.0  # an agent that wants complete sets faster has to reconnect
 HOUR_S = 3600.0
+DOWN_AT_ONCE = 200  # nodes in one transaction
 
 
 class Dispatcher:
@@ -137,7 +138,8 @@ class Dispatcher:
 
     async def _begin(self) -> None:
         """Nodes are not lost because the leader changed: they get time to find this one."""
-        await self._store.update(nodes.all_unknown)
+        while await self._store.update(nodes.all_unknown):
+            pass
         view = self._store.view()
         self._set_period(view)
         now = self._now()
@@ -321,11 +323,12 @@ class Dispatcher:
             if connection := self._connections.get(node_id):
                 connection.end()
         # One that has come back meanwhile is in `_liveness` again and must stay READY.
-        await self._store.update(
-            lambda tx: nodes.set_down(
-                tx, (id for id in lost if id not in self._liveness), self._clock.now()
+        for first in range(0, len(lost), DOWN_AT_ONCE):
+            some = lost[first : first + DOWN_AT_ONCE]
+            gone = (id for id in some if id not in self._liveness)
+            await self._store.update(
+                lambda tx, gone=gone: nodes.set_down(tx, gone, self._clock.now())  # type: ignore[misc]
             )
-        )
         log.warning("nodes are down: %s", " ".join(lost))
 
     async def left(self, node_id: str) -> None:

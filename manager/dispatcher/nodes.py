@@ -18,16 +18,21 @@ LEFT = "the node left the cluster"
 MESSAGE_MAX = 1000  # characters of what a node says that it cannot do
 
 
-def all_unknown(tx: Tx) -> None:
-    """A new leader knows nothing yet of the nodes it did not already hold for down."""
+def all_unknown(tx: Tx) -> bool:
+    """A new leader knows nothing yet of the nodes it did not already hold for down.
+
+    Returns whether there are more than one entry of the log should have: call it again."""
     for node in tx.find(Node):
-        if node.status.state is not NodeState.DOWN:
+        if tx.is_full:
+            return True
+        if node.status.state not in (NodeState.DOWN, NodeState.UNKNOWN):
             status = replace(
                 node.status,
                 state=NodeState.UNKNOWN,
                 message="the leader changed; waiting for the node",
             )
             tx.put(replace(node, status=status))
+    return False
 
 
 def set_ready(tx: Tx, node_id: str, hello: Hello) -> None:

@@ -14,7 +14,7 @@ from common.model.task import Task, TaskState, TaskStatus
 from common.protocol.dispatcher import StatusReport
 from manager.store.store import Store, Tx
 
-STATUSES_MAX = 2000  # of one transaction
+STATUSES_MAX = 500  # of one transaction
 TEXT_MAX = 4096  # bytes of a message: an agent must not fill the log
 
 
@@ -30,12 +30,17 @@ def from_agent(status: TaskStatus) -> bool:
     return TaskState.ACCEPTED <= status.state <= TaskState.REJECTED
 
 
-def write(tx: Tx, statuses: Mapping[str, TaskStatus], node_of: Mapping[str, str]) -> None:
-    """Store those statuses whose task is there, on the node that reported, and not further."""
-    for id, status in statuses.items():
+def write(tx: Tx, statuses: Mapping[str, TaskStatus], node_of: Mapping[str, str]) -> list[str]:
+    """Store those statuses whose task is there, on the node that reported, and not further.
+
+    Returns the tasks for which there was no more room."""
+    for count, (id, status) in enumerate(statuses.items()):
+        if tx.is_full:
+            return list(statuses)[count:]
         task = tx.get(Task, id)
         if task is not None and task.node_id == node_of[id] and newer(task.status, status):
             tx.put(msgspec.structs.replace(task, status=_bounded(status)))
+    return []
 
 
 class StatusIntake:
@@ -86,11 +91,17 @@ class StatusIntake:
     async def _write_once(self) -> None:
         statuses = _taken(self._pending)
         nodes = {id: self._nodes.pop(id) for id in statuses}
-        numbers: dict[tuple[str, str], int] = {}
-        if not self._pending:  # else some reports are only partly in this write
-            numbers, self._numbers = self._numbers, numbers
+        numbers, more = dict(self._numbers), bool(self._pending)
         if statuses:
-            await self._store.update(lambda tx: write(tx, statuses, nodes))
+            for id in await self._store.update(lambda tx: write(tx, statuses, nodes)):
+                more = True
+                if id not in self._pending or not newer(statuses[id], self._pending[id]):
+                    self._pending[id], self._nodes[id] = statuses[id], nodes[id]
+        if more:  # some reports are only partly written
+            return
+        self._numbers = {
+            at: last for at, last in self._numbers.items() if last > numbers.get(at, 0)
+        }
         for (node_id, session_id), number in numbers.items():
             self._stored(node_id, session_id, number)
 

@@ -19,6 +19,7 @@ from manager.scheduler.placement import check, place
 from manager.store.change import Event
 from manager.store.view import Tx, View
 
+PIECE = 100  # tasks placed and written before looking whether the transaction has room
 TASKS_PER_TX = 500  # keeps an entry, and the pause of the event loop, small
 ASSIGNED_MESSAGE = "scheduler assigned task to node"
 CLOSED_MESSAGE = "no longer wanted before it had a node"
@@ -116,7 +117,12 @@ class Scheduler:
             elif _wants_place(task):
                 groups.setdefault(_group(task), []).append(task)
         for tasks in groups.values():
-            self._place(tx, tasks, now)
+            for first in range(0, len(tasks), PIECE):
+                piece = tasks[first : first + PIECE]
+                if tx.is_full:
+                    self._dirty |= {task.id: None for task in piece}
+                else:
+                    self._place(tx, piece, now)
 
     def _take(self, tx: Tx) -> Iterable[Task]:
         ids = list(itertools.islice(self._dirty, TASKS_PER_TX))
