@@ -9,7 +9,7 @@ from node.api.daemon import Daemon
 from node.api.routes import Route, json_response
 
 _TYPE = "text/plain; version=0.0.4"
-_PARTS = ("names", "overlay", "mesh", "ports", "sandbox")
+_PARTS = ("names", "overlay", "mesh", "ports", "sandbox", "firewall")
 
 
 class MetricsRoutes:

@@ -19,7 +19,7 @@ _SHOWN = 5  # differences that a line of the log names
 class Difference(NamedTuple):
     """One fact that the kernel lacks, or has without a reason."""
 
-    part: str  # names, overlay, mesh, ports, sandbox
+    part: str  # names, overlay, mesh, ports, sandbox, firewall
     where: str  # which of them; "" if there is but one
     fact: Fact
     missing: bool

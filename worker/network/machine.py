@@ -20,6 +20,7 @@ from worker.network.balancer import Groups
 from worker.network.boxes import Boxes
 from worker.network.bridge import NodeBridge
 from worker.network.bridges import Bridges
+from worker.network.firewall import Firewall
 from worker.network.ingress import MachineTable, Names
 from worker.network.ipam import node_subnet
 from worker.network.journal import Journal
@@ -94,6 +95,7 @@ class Machine:
         self.bridges = Bridges(
             self._home, self._filter, self._owner, (name, self._names.mesh), self._leg_mtu
         )
+        self._firewall = Firewall(self._filter, name, lambda: self.bridges.links)
         return self._bridge.number
 
     def start(
@@ -118,6 +120,7 @@ class Machine:
             joined = self._rejoin(member)
         for problem in self.bridges.start(networks):
             log.error("%s", problem)
+        self._firewall.admit()
         self._adopt_overlays(table)
         self.boxes.adopt(table)
         for record in self._records.values():
@@ -151,6 +154,7 @@ class Machine:
             mesh.remove_all(self._home, self._names.mesh, self._names.bridge)
             for overlay in list(self._overlays.values()):
                 self._destroy_overlay(overlay)
+            self._firewall.withdraw()
             self._table.destroy()
             self.bridges.close()
             self._bridge.destroy(self._home)
@@ -217,6 +221,7 @@ class Machine:
             self._mesh.refresh()
         self._table.load(hosts=self.boxes.host_targets())
         self.bridges.load()
+        self._firewall.admit()
         self._program_peers(table)
         stale = self._table.published - self._answered(table).keys()
         self._publish(stale, (item.service_id for item in table.services()), table)
@@ -267,6 +272,7 @@ class Machine:
         ports = self._answered(table)
         wanted = self._table.wanted(ports, peers, self.boxes.host_targets())
         found += self.bridges.differences()
+        found += compare("firewall", "", self._firewall.missing(), set())
         return found + compare("ports", "", wanted, self._table.facts())
 
     def _sandbox_differences(self, name: str, table: Table) -> list[Difference]:
@@ -440,6 +446,20 @@ class Machine:
             f"published port {port}/{protocol} is not answered on this node: {why}"
             for (protocol, port), why in sorted(self._unanswered.items())
         )
+
+    @property
+    def firewall_warnings(self) -> tuple[str, ...]:
+        """What the machine's own firewall keeps us from, as of the last comparison."""
+        return self._firewall.warnings
+
+    def create_network(self, network: LocalNetwork) -> None:
+        """Raises what `Bridges.create` raises."""
+        self.bridges.create(network)
+        self._firewall.admit()
+
+    def remove_network(self, network_id: str) -> None:
+        self.bridges.remove(network_id)
+        self._firewall.admit()
 
     # Overlays
 

@@ -267,14 +267,15 @@ class Networks:
     def warnings(self) -> tuple[str, ...]:
         """What does not work on this node as the cluster's users may expect, a sentence each."""
         pool = self._member.pool if self._member is not None else self._config.node_pool
+        known = (*self._warnings, *(self._machine.firewall_warnings if self._opened else ()))
         found = self._around.overlapping(pool)
         if not found:
-            return self._warnings
+            return known
         line = (
             f"{found}, a network of this machine, overlaps with the node pool {pool}: containers "
             "and it may not reach each other; make the cluster with another node_pool"
         )
-        return (*self._warnings, line)
+        return (*known, line)
 
     @property
     def around(self) -> Surroundings:
@@ -559,7 +560,7 @@ class Networks:
             self._check_subnet(network.subnet.network)
         await asyncio.to_thread(self.local.add, network)
         try:
-            await self._helper.run(self._machine.bridges.create, network)
+            await self._helper.run(self._machine.create_network, network)
         except (OSError, ShoalError) as error:
             await asyncio.to_thread(self.local.drop, network_id)
             if isinstance(error, OSError):
@@ -610,7 +611,7 @@ class Networks:
             )
         await asyncio.to_thread(self.local.drop, network_id)
         try:
-            await self._helper.run(self._machine.bridges.remove, network_id)
+            await self._helper.run(self._machine.remove_network, network_id)
         except OSError as error:
             raise _refused(f"remove the interface of network {name}", error) from error
         self._tell("network", "destroy", network_id, {"name": name, "type": row["Driver"]})

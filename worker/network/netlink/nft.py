@@ -31,6 +31,7 @@ _NEWCHAIN, _NEWRULE = _NFTABLES | 3, _NFTABLES | 6
 _NEWSET, _NEWSETELEM, _DELSETELEM = _NFTABLES | 9, _NFTABLES | 12, _NFTABLES | 14
 _GETSETELEM, _GETTABLE, _GETRULE = _NFTABLES | 13, _NFTABLES | 1, _NFTABLES | 7
 _GETGEN = _NFTABLES | 16
+_GETCHAIN = _NFTABLES | 4
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _IPV4 = 2
 
@@ -232,6 +233,30 @@ def generation(channel: Channel) -> int:
     """The number of the ruleset of the channel's namespace: each transaction adds one to it."""
     answer = channel.ask(Message(_GETGEN, NLM_F_REQUEST, struct.pack("!BBH", 0, 0, 0)))
     return int.from_bytes(parse(answer.body, 4).get(1, b""), "big")
+
+
+class BaseChain(NamedTuple):
+    """A chain that hooks into the packets' way. `policy` is DROP or ACCEPT."""
+
+    family: int
+    table: str
+    name: str
+    hook: int
+    policy: int
+
+
+def base_chains(channel: Channel) -> list[BaseChain]:
+    """list chains: those of all families that have a hook."""
+    found = []
+    for answer in channel.dump(_message(_GETCHAIN, 0, {}, family=0)):
+        values = parse(answer.body, 4)
+        hook = parse(values.get(4, b"")).get(1)
+        if hook is not None:
+            policy = int.from_bytes(values.get(5, be32(ACCEPT)), "big")
+            table, name = (values[kind].rstrip(b"\0").decode() for kind in (1, 3))
+            number = int.from_bytes(hook, "big")
+            found.append(BaseChain(answer.body[0], table, name, number, policy))
+    return found
 
 
 def parse_elements(answers: Iterable[Message]) -> dict[bytes, bytes | str]:
