@@ -250,12 +250,13 @@ class NetMachine(Machine):
 
 def _groups(maps: dict[str, dict[bytes, Any]], width: int) -> dict[bytes, list[bytes]]:
     found = {}
-    for key, chain in maps["vips"].items():
-        count = int(chain.removeprefix("n"))
+    for key, data in maps["vips"].items():
+        (count,) = struct.unpack("=I", data)
+        assert maps["by"][data] == f"n{count}"
         found[key] = [maps["be"][key + struct.pack("=I", place)] for place in range(count)]
     assert sum(map(len, found.values())) == len(maps["be"]), "backends that nobody counts"
-    for key, chain in maps["dead"].items():
-        assert (chain, key in found, len(key)) == ("rej", False, width)
+    for key in maps["dead"]:
+        assert (key in found, len(key)) == (False, width)
         found[key] = []
     return found
 
