@@ -107,10 +107,9 @@ def link_requests(plugs: Sequence[Plug]) -> list[Message]:
 
 
 def ruleset(udp_port: int, tcp_port: int, *, balanced: bool) -> list[Message]:
-    """The sandbox's table without groups: names go to the resolver, and, if it is to be `balanced`,
-    VIPs to a backend."""
+    """What the sandbox's table holds but for groups: names go to the resolver, and, if it is to be
+    `balanced`, VIPs to a backend."""
     requests = [
-        *nft.fresh_table(_TABLE),
         nft.add_base_chain(_TABLE, "out", "nat", nft.OUTPUT, nft.OUTNAT),
         _redirect(socket.IPPROTO_UDP, udp_port),
         _redirect(socket.IPPROTO_TCP, tcp_port),
@@ -176,6 +175,7 @@ class Namespace:
         self._kept = {NETFILTER} if balanced else set()
         self._open: dict[int, Channel] = {}
         self._chains: set[int] = set()
+        self._new = False  # it has no table yet
         self.udp: socket.socket | None = None
         self.tcp: socket.socket | None = None
 
@@ -184,6 +184,7 @@ class Namespace:
         """Make `bare` a sandbox's own, kept alive under `path`."""
         namespace = cls(helper, path, bare.descriptor, balanced=balanced)
         namespace._open = {ROUTE: bare.route, NETFILTER: bare.filter}
+        namespace._new = True
         try:
             nshelper.persist(bare.descriptor, path)
         except BaseException:
@@ -261,14 +262,17 @@ class Namespace:
         assert self.tcp is not None
         edits = groups.everything()
         wanted = balancer.counts(edits)
+        # Where something was removed, the channel's end waits for an RCU grace period, 10 ms.
+        table = [nft.add_table(_TABLE)] if self._new else nft.fresh_table(_TABLE)
         requests = [
+            *table,
             *ruleset(self.udp.getsockname()[1], self.tcp.getsockname()[1], balanced=self._balanced),
             *balancer.chains(_TABLE, BY_ADDRESS, wanted),
             *balancer.messages(_TABLE, edits),
         ]
         with self._channel(NETFILTER) as channel:
             nft.transaction(channel, requests)
-        self._chains = wanted
+        self._chains, self._new = wanted, False
 
     def balance(self, edits: Sequence[Edit], ready: Sequence[Message]) -> None:
         """Carry out `edits`; `ready` are their messages, the same for many sandboxes.
