@@ -1,6 +1,8 @@
 """Volumes of which the driver's options say what is mounted, and parts of volumes."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import pytest
 from common.errors import Conflict, Invalid, ShoalError
 from common.model.container import ContainerCreate, HostConfig
 from common.model.mounts import DriverConfig, Mount, VolumeOptions
-from tests.support.fake_node import EngineNode, engine_node
+from tests.support.fake_node import EngineNode, abandon, engine_node
 from tests.support.inside import begin, inside
 from worker.engine.logs import LogQuery
+from worker.engine.streams import ready
 from worker.volumes import mounting
 
 pytestmark = pytest.mark.root
@@ -20,8 +23,12 @@ IN_MEMORY = {"type": "tmpfs", "device": "tmpfs", "o": "size=1m,nosuid,mode=755"}
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[EngineNode]:
-    async with engine_node(tmp_path) as node:
-        yield node
+    try:
+        async with engine_node(tmp_path) as node:
+            yield node
+    finally:
+        for place in (tmp_path / "state/volumes").glob("*/_data"):
+            mounting.detach(place)
 
 
 def mounts(name: str, path: str = "/v", subpath: str = "", **opts: str) -> HostConfig:
@@ -54,7 +61,14 @@ async def test_mounted_while_somebody_needs_it(node: EngineNode) -> None:
     assert await node.engine.volumes.size("mem") == -1
     assert "size=1024k" in await inside(node, "grep ' /v ' /proc/mounts", mounts("mem"))
     await node.engine.remove(first, force=True)
+    third = await begin(node, "exec sleep 100", mounts("mem"))
+    pidfd = os.pidfd_open(node.engine.find(third).pid)
+    await abandon(node.engine)  # one that has it ends while no daemon looks
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    await ready(pidfd)
+    os.close(pidfd)
     await node.restart(orderly=False)
+    assert node.engine.find(third).state == "exited"
     assert mounting.is_mounted(place)
     assert await inside(node, "cat /v/f", mounts("mem")) == "1\n"
     await node.engine.remove(second, force=True)
