@@ -10,7 +10,9 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping
 
-DEADLINE_S = 2.0  # for nodes that do not answer
+# For nodes that live but do not answer: while their daemon is held up, their kernels go on sending
+# requests. Longer than what it takes to see that a node is down, for which nobody waits.
+DEADLINE_S = 10.0
 DRAIN_S = 0.2  # for requests under way
 
 

@@ -134,7 +134,7 @@ async def test_the_stop_signal_comes_after_everybody_knows(world: AgentsWorld) -
         first, second = world.machines[:2]
         a, b = await world.create(first), await world.create(second)
         await world.until(lambda: first.networks.active(b) and second.networks.active(a))
-        second.networks.step_s = 1.5  # slow, but within the deadline
+        second.networks.step_s = 9.0  # slow, but within the deadline
         known: list[bool] = []
         first.engine.on_stop = lambda id: known.append(second.networks.active(id))
         begin = asyncio.get_running_loop().time()
@@ -144,7 +144,7 @@ async def test_the_stop_signal_comes_after_everybody_knows(world: AgentsWorld) -
         assert asyncio.get_running_loop().time() - begin >= 0.2  # the drain
 
 
-async def test_a_node_that_does_not_answer_delays_a_stop_by_the_deadline_only(
+async def test_a_node_that_does_not_answer_delays_a_stop_until_it_is_down(
     world: AgentsWorld,
 ) -> None:
     async with world.running():
@@ -155,7 +155,39 @@ async def test_a_node_that_does_not_answer_delays_a_stop_by_the_deadline_only(
         begin = asyncio.get_running_loop().time()
         await world.want(a, S.SHUTDOWN)
         await world.until_state(a, S.SHUTDOWN)
-        assert 2.2 <= asyncio.get_running_loop().time() - begin < 2.5
+        assert 2.2 <= asyncio.get_running_loop().time() - begin < 3.5
+
+
+async def test_a_node_that_lives_but_never_agrees_delays_a_stop_by_the_deadline_only(
+    world: AgentsWorld,
+) -> None:
+    """And it is counted: it may have sent the task requests to its end."""
+    async with world.running():
+        first, second = world.machines[:2]
+        a, b = await world.create(first), await world.create(second)
+        await world.until(lambda: first.networks.active(b) and second.networks.active(a))
+        second.networks.error = Invalid("the kernel refuses")
+        begin = asyncio.get_running_loop().time()
+        await world.want(a, S.SHUTDOWN)
+        await world.until_state(a, S.SHUTDOWN)
+        assert 10.2 <= asyncio.get_running_loop().time() - begin < 10.5
+        assert world.dispatcher.unanswered == 1
+
+
+async def test_a_dead_nodes_tasks_get_no_new_requests_as_soon_as_it_counts_as_dead(
+    world: AgentsWorld,
+) -> None:
+    """100 ms from the leader's verdict, the time in which the other node's kernel is changed
+    included."""
+    async with world.running():
+        dead, other = world.machines[:2]
+        id, far = await world.create(dead), await world.create(other)
+        await world.until(lambda: other.networks.active(id))
+        dead.silence(True)
+        await world.until(lambda: node_state(world, 0) is NodeState.DOWN)
+        assert other.networks.active(id)
+        await world.until(lambda: not other.networks.active(id), 0.1)
+        assert other.networks.active(far)
 
 
 async def test_shutdown_keeps_the_container_until_the_task_goes(world: AgentsWorld) -> None:

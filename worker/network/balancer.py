@@ -150,9 +150,21 @@ def maps(table: str, shape: Shape) -> list[Message]:
 
 
 def choose(shape: Shape) -> list[bytes]:
-    """KEY map @vips vmap @by: go where one of the group's backends is drawn, if there is one."""
+    """meta priority set KEY map @vips meta priority vmap @by: go where one of the group's backends
+    is drawn, if there is one.
+
+    The number of backends goes by way of the packet's priority, which `_draw` sets back to what
+    packets have: nft(8) up to 1.0.6 dies of a ruleset that looks a map's answer up in another map,
+    and firewalld with it.
+    """
     number = len(shape.key)
-    return [shape.load, nft.lookup("vips", 0, number), nft.lookup_verdict("by", number)]
+    return [
+        shape.load,
+        nft.lookup("vips", 0, number),
+        nft.set_priority(number),
+        nft.meta(nft.PRIORITY, number),
+        nft.lookup_verdict("by", number),
+    ]
 
 
 def reject(shape: Shape) -> list[bytes]:
@@ -164,7 +176,9 @@ def _draw(table: str, shape: Shape, count: int) -> list[Message]:
     """chain nCOUNT { dnat to KEY . numgen random mod COUNT map @be }, and the way there"""
     number = nft.random_number(len(shape.key), count)
     target = nft.dnat(0, 1 if len(shape.backend) > 1 else None)
-    rule = nft.add_rule(table, chain(count), shape.load, number, nft.lookup("be", 0, 0), target)
+    plain = nft.load(0, bytes(4)) + nft.set_priority(0)
+    draw = [shape.load, number, nft.lookup("be", 0, 0), target]
+    rule = nft.add_rule(table, chain(count), plain, *draw)
     way = nft.Element(_count(count), chain(count))
     return [nft.add_chain(table, chain(count)), rule, *nft.add_elements(table, "by", [way])]
 

@@ -332,6 +332,14 @@ def set_mark(register: int) -> bytes:
     return _expression("meta", {2: be32(3), 3: be32(_REGISTER + register)})
 
 
+PRIORITY = 2
+
+
+def set_priority(register: int) -> bytes:
+    """meta priority set"""
+    return _expression("meta", {2: be32(PRIORITY), 3: be32(_REGISTER + register)})
+
+
 def compare(register: int, value: bytes, unequal: bool = False) -> bytes:
     return _expression("cmp", {1: be32(_REGISTER + register), 2: be32(int(unequal)), 3: {1: value}})
 
