@@ -215,7 +215,7 @@ async def test_nothing_is_executed_before_the_network_is_there(
 
     async def slow(spec: Any, early: Any = None) -> Any:
         sandbox = await opened(spec)
-        early(sandbox)
+        await early(sandbox)
         await asyncio.sleep(0.15)  # the time that a bridge or an overlay takes
         connected.append(time.time_ns())
         return sandbox

@@ -12,8 +12,8 @@ from typing import Any
 
 from worker.network.model import Sandbox
 
-Connect = Callable[[Callable[[Sandbox], None]], Awaitable[Sandbox]]
-Begin = Callable[[Sandbox, int], Awaitable[dict[str, Any]]]
+Connect = Callable[[Callable[[Sandbox], Awaitable[None]]], Awaitable[Sandbox]]
+Begin = Callable[[Sandbox, int, Callable[[], None]], Awaitable[dict[str, Any]]]
 
 
 class Gate:
@@ -38,16 +38,17 @@ class Gate:
 
 
 async def start(connect: Connect, begin: Begin) -> dict[str, Any]:
-    """What `begin` gives. `connect` may call its argument early: then `begin` runs beside it.
+    """What `begin` gives. `connect` may call its argument early: then `begin` runs beside it, but
+    has the processor to itself until it calls its last argument, when others work for it.
 
     Raises the network's error if there is one, otherwise the start's.
     """
     entered: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
-    gate = Gate()
+    gate, asked = Gate(), asyncio.Event()
     try:
         connected, started = await asyncio.gather(
-            _connect(connect, entered, gate),
-            _begin(begin, entered, gate.waiting),
+            _connect(connect, entered, gate, asked),
+            _begin(begin, entered, gate.waiting, asked),
             return_exceptions=True,
         )
     finally:
@@ -60,18 +61,27 @@ async def start(connect: Connect, begin: Begin) -> dict[str, Any]:
     return answer
 
 
-async def _connect(connect: Connect, entered: "asyncio.Future[Sandbox]", gate: Gate) -> None:
-    def enter(sandbox: Sandbox) -> None:
-        if not entered.done():
-            entered.set_result(sandbox)
+async def _connect(
+    connect: Connect, entered: "asyncio.Future[Sandbox]", gate: Gate, asked: asyncio.Event
+) -> None:
+    async def enter(sandbox: Sandbox) -> None:
+        entered.set_result(sandbox)
+        await asked.wait()
 
     try:
-        enter(await connect(enter))
+        sandbox = await connect(enter)
+        if not entered.done():
+            entered.set_result(sandbox)
         gate.open()
     finally:
         gate.lock()
         entered.cancel()  # without effect once it has a result
 
 
-async def _begin(begin: Begin, entered: "asyncio.Future[Sandbox]", gate: int) -> dict[str, Any]:
-    return await begin(await entered, gate)
+async def _begin(
+    begin: Begin, entered: "asyncio.Future[Sandbox]", gate: int, asked: asyncio.Event
+) -> dict[str, Any]:
+    try:
+        return await begin(await entered, gate, asked.set)
+    finally:
+        asked.set()

@@ -126,13 +126,17 @@ class Lifecycle:
         container: Container,
         donors: dict[str, oci.Donor],
         sandbox: Sandbox | None,
-        *waiting: int,
+        waiting: int = -1,
+        asked: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        """Have the keeper start it; `waiting` is the gate, if it is to wait for its network."""
+        """Have the keeper start it, and call `asked` then; `waiting` is the gate, if it is to wait
+        for its network."""
         container.sandbox = sandbox
         lower = self._images.lower_dirs(container.image_id)
         await asyncio.to_thread(self._write_files, container, lower, donors)
-        return await self._keeper.request("start", waiting, container=container.id)
+        asked()
+        fds = (waiting,) if waiting >= 0 else ()
+        return await self._keeper.request("start", fds, container=container.id)
 
     async def _start_failed(self, container: Container, error: Exception) -> None:
         await self._let_go(container)

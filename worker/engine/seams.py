@@ -1,6 +1,6 @@
 """What the engine needs of its neighbours: images and networks."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,9 +30,9 @@ class Images(Protocol):
 
 class Networks(Protocol):
     async def open_sandbox(
-        self, spec: SandboxSpec, early: Callable[[Sandbox], None] | None = None
+        self, spec: SandboxSpec, early: Callable[[Sandbox], Awaitable[None]] | None = None
     ) -> Sandbox:
-        """`early` may be called before, once processes can enter the sandbox."""
+        """`early` may be awaited before, once processes can enter the sandbox."""
         ...
 
     async def close_sandbox(self, id: str) -> None:

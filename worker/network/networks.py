@@ -9,7 +9,7 @@ import builtins
 import logging
 import random
 import re
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -384,18 +384,18 @@ class Networks:
     # Sandboxes
 
     async def open_sandbox(
-        self, spec: SandboxSpec, early: Callable[[Sandbox], None] | None = None
+        self, spec: SandboxSpec, early: Callable[[Sandbox], Awaitable[None]] | None = None
     ) -> Sandbox:
         """Make a sandbox ready for processes; the one there is if `spec.id` has one.
 
-        `early` is called as soon as its namespace exists, which is well before it is connected.
+        `early` is awaited as soon as its namespace exists, which is well before it is connected.
         Raises Invalid, PortTaken, Unavailable (a network is not known on
         this node, no address is free, the kernel refuses); then nothing is left of it.
         """
         return await self._whole(self._open_sandbox(spec, early))
 
     async def _open_sandbox(
-        self, spec: SandboxSpec, early: Callable[[Sandbox], None] | None
+        self, spec: SandboxSpec, early: Callable[[Sandbox], Awaitable[None]] | None
     ) -> Sandbox:
         existing = self._records.get(spec.id)
         if existing is not None:
@@ -412,7 +412,7 @@ class Networks:
             record = self._planner.open(spec, str(boxes.path(spec.id)), ports, machine)
             namespace = await self._helper.run(boxes.begin, record)
             if early is not None:
-                early(record.sandbox)
+                await early(record.sandbox)
             await self._helper.run(boxes.complete, record, namespace, self._table)
             self._start(self._helper.run(boxes.stock))
         except (OSError, ShoalError) as error:

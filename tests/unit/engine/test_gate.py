@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from common.errors import Conflict, Unavailable
 from worker.engine import gate
 from worker.network.model import Sandbox
 
+Enter = Callable[[Sandbox], Awaitable[None]]
 SANDBOX = Sandbox(id="box", netns="/netns/box")
 
 
@@ -26,17 +27,16 @@ async def child(waiting: int) -> bytes:
 
 async def test_the_start_begins_early_and_passes_when_the_network_is_done() -> None:
     events: list[str] = []
-    begun = asyncio.Event()
 
-    async def connect(early: Callable[[Sandbox], None]) -> Sandbox:
-        early(SANDBOX)
-        await begun.wait()
+    async def connect(early: Enter) -> Sandbox:
+        await early(SANDBOX)
         events.append("connected")
         return SANDBOX
 
-    async def begin(sandbox: Sandbox, waiting: int) -> dict[str, Any]:
+    async def begin(sandbox: Sandbox, waiting: int, asked: Callable[[], None]) -> dict[str, Any]:
+        await asyncio.sleep(0)
         events.append(f"begun in {sandbox.netns}")
-        begun.set()
+        asked()
         assert await child(waiting) == b"\1"
         events.append("executed")
         return {"pid": 7}
@@ -46,10 +46,10 @@ async def test_the_start_begins_early_and_passes_when_the_network_is_done() -> N
 
 
 async def test_without_an_early_word_the_start_comes_after_the_network() -> None:
-    async def connect(early: Callable[[Sandbox], None]) -> Sandbox:
+    async def connect(early: Enter) -> Sandbox:
         return SANDBOX
 
-    async def begin(sandbox: Sandbox, waiting: int) -> dict[str, Any]:
+    async def begin(sandbox: Sandbox, waiting: int, asked: Callable[[], None]) -> dict[str, Any]:
         return {"read": await child(waiting)}
 
     assert await gate.start(connect, begin) == {"read": b"\1"}
@@ -58,11 +58,12 @@ async def test_without_an_early_word_the_start_comes_after_the_network() -> None
 async def test_a_failed_network_shuts_the_gate_and_is_what_is_told() -> None:
     seen: list[bytes] = []
 
-    async def connect(early: Callable[[Sandbox], None]) -> Sandbox:
-        early(SANDBOX)
+    async def connect(early: Enter) -> Sandbox:
+        await early(SANDBOX)
         raise Conflict("the port is taken")
 
-    async def begin(sandbox: Sandbox, waiting: int) -> dict[str, Any]:
+    async def begin(sandbox: Sandbox, waiting: int, asked: Callable[[], None]) -> dict[str, Any]:
+        asked()
         seen.append(await child(waiting))
         raise Unavailable("the container's network could not be made")
 
@@ -72,10 +73,10 @@ async def test_a_failed_network_shuts_the_gate_and_is_what_is_told() -> None:
 
 
 async def test_nothing_begins_if_there_is_no_namespace() -> None:
-    async def connect(early: Callable[[Sandbox], None]) -> Sandbox:
+    async def connect(early: Enter) -> Sandbox:
         raise Conflict("no address is free")
 
-    async def begin(sandbox: Sandbox, waiting: int) -> dict[str, Any]:
+    async def begin(sandbox: Sandbox, waiting: int, asked: Callable[[], None]) -> dict[str, Any]:
         raise AssertionError("there is no sandbox")
 
     with pytest.raises(Conflict, match="address"):
@@ -85,14 +86,14 @@ async def test_nothing_begins_if_there_is_no_namespace() -> None:
 async def test_a_failed_start_is_told_once_the_network_is_done() -> None:
     done: list[str] = []
 
-    async def connect(early: Callable[[Sandbox], None]) -> Sandbox:
-        early(SANDBOX)
+    async def connect(early: Enter) -> Sandbox:
+        await early(SANDBOX)
         for _ in range(3):
             await asyncio.sleep(0)
         done.append("connected")
         return SANDBOX
 
-    async def begin(sandbox: Sandbox, waiting: int) -> dict[str, Any]:
+    async def begin(sandbox: Sandbox, waiting: int, asked: Callable[[], None]) -> dict[str, Any]:
         raise Unavailable("no such command")
 
     with pytest.raises(Unavailable, match="command"):
@@ -101,12 +102,12 @@ async def test_a_failed_start_is_told_once_the_network_is_done() -> None:
 
 
 async def test_no_descriptor_is_left_whatever_happens() -> None:
-    async def connect(early: Callable[[Sandbox], None]) -> Sandbox:
-        early(SANDBOX)
+    async def connect(early: Enter) -> Sandbox:
+        await early(SANDBOX)
         await asyncio.Event().wait()
         return SANDBOX
 
-    async def begin(sandbox: Sandbox, waiting: int) -> dict[str, Any]:
+    async def begin(sandbox: Sandbox, waiting: int, asked: Callable[[], None]) -> dict[str, Any]:
         await asyncio.Event().wait()
         return {}
 
