@@ -37,6 +37,7 @@ class Container:
         self.record: record.Record | None = None
         self.cgroup = ""
         self.oom: tuple[int, ...] = ()
+        self.oom_count = 0  # kills that were noticed (cgroup version 2)
         self.oom_looks = 0  # how often yet to look who it was that was killed
         self.oom_named = False  # one of the present looks has found somebody
         self.oom_told = False  # the daemon has heard of one

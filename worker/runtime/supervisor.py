@@ -80,6 +80,8 @@ class Supervisor:
         if (steps.resources.get("memory") or {}).get("limit"):
             container.oom = self._hierarchy.watch_oom(steps.cgroup)
             events = READ if self._hierarchy.version == 1 else URGENT
+            if events == URGENT:
+                container.oom_count = self.oom_kills(container)
             self._reactor.watch(container.oom[0], events, lambda _: self._on_oom(container))
 
     def _started(self, container: Container) -> None:
@@ -232,6 +234,10 @@ class Supervisor:
                 os.eventfd_read(container.oom[0])
         else:
             os.pread(container.oom[0], 4096, 0)
+            kills, known = self.oom_kills(container), container.oom_count
+            container.oom_count = kills
+            if kills <= known:
+                return  # the file tells also of a limit that was reached and could be kept
         if container.oom_looks == 0:
             container.oom_looks, container.oom_named = _OOM_LOOKS, False
             self._look_for_kills(container)

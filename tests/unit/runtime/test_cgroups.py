@@ -205,6 +205,14 @@ def test_what_version_2_does_not_have_is_refused() -> None:
     with pytest.raises(Unsupported, match="disableOOMKiller"):
         writes_v2({"memory": {"disableOOMKiller": True}})
     assert writes_v2({"memory": {"disableOOMKiller": False}}) == []
+    with pytest.raises(Unsupported, match="swappiness"):
+        writes_v2({"memory": {"swappiness": 0}})
+
+
+def test_a_period_alone_is_said() -> None:
+    """Without a quota it is kept for one that may come; a negative quota is none."""
+    for cpu, expect in (({"period": 50000}, "max 50000"), ({"quota": -1}, "max 100000")):
+        assert writes_v2({"cpu": cpu}) == [Write("cpu", "cpu.max", expect)]
 
 
 def rule(allow: bool, kind: str = "", access: str = "", *numbers: int) -> dict[str, Any]:

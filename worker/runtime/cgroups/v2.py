@@ -53,8 +53,8 @@ def _memory(memory: dict[str, Any]) -> list[Write]:
         found.append(Write("memory", "memory.swap.max", value, optional=True))
     if reservation := memory.get("reservation"):
         found.append(Write("memory", "memory.low", str(reservation)))
-    for name in ("disableOOMKiller", "swappiness"):
-        if memory.get(name):
+    for name, usual in (("disableOOMKiller", (None, False)), ("swappiness", (None,))):
+        if memory.get(name) not in usual:
             raise Unsupported(errno.EOPNOTSUPP, f"memory.{name} does not exist in cgroup version 2")
     return found
 
@@ -63,9 +63,10 @@ def _cpu(cpu: dict[str, Any]) -> list[Write]:
     found = []
     if shares := cpu.get("shares"):
         found.append(Write("cpu", "cpu.weight", str(weight(shares))))
-    if quota := cpu.get("quota"):
-        amount = "max" if quota < 0 else str(quota)
-        found.append(Write("cpu", "cpu.max", f"{amount} {cpu.get('period') or 100_000}"))
+    quota, period = cpu.get("quota") or 0, cpu.get("period")
+    if quota or period:
+        amount = "max" if quota <= 0 else str(quota)
+        found.append(Write("cpu", "cpu.max", f"{amount} {period or 100_000}"))
     return found + cpuset_writes(cpu)
 
 
