@@ -58,6 +58,7 @@ def inspect(client: Client, containers: tuple[str, ...]) -> None:
 
 @container.command()
 @log_options
+@click.option("--details", is_flag=True, help="With what --log-opt named: labels, env, tag.")
 @click.argument("ref", metavar="CONTAINER")
 @pass_client
 def logs(
@@ -67,6 +68,7 @@ def logs(
     timestamps: bool,
     since: str,
     until: str,
+    details: bool,
     ref: str,
 ) -> None:
     """Show what CONTAINER has printed."""
@@ -79,6 +81,7 @@ def logs(
         "timestamps": timestamps,
         "since": moment(since, "--since"),
         "until": moment(until, "--until"),
+        "details": details,
     }
     show_container_logs(client, found["Id"], tty=found["Config"]["Tty"], query=query)
 

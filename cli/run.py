@@ -55,6 +55,8 @@ def _create_options(command: F) -> F:
         click.option("--device", metavar="PATH[:PATH[:rwm]]", multiple=True),
         click.option("--security-opt", metavar="seccomp=FILE", multiple=True),
         click.option("--tmpfs", metavar="PATH[:OPTIONS]", multiple=True),
+        click.option("--log-driver", metavar="NAME", help="json-file, local or none."),
+        click.option("--log-opt", metavar=pair, multiple=True, help="max-size=10m, tag={{.Name}}."),
         click.option("--annotation", metavar=pair, multiple=True, help="For the OCI runtime."),
         click.option("--runtime", metavar="NAME", help="crun or runc, where installed."),
         click.option("--stop-signal", metavar="SIGNAL"),
@@ -193,6 +195,11 @@ def _host(flags: dict[str, Any]) -> dict[str, Any]:
         host["Mounts"] = [options.mount(text) for text in flags["mount"]]
     if "tmpfs" in flags:
         host["Tmpfs"] = dict(text.partition(":")[::2] for text in flags["tmpfs"])
+    if "log_driver" in flags or "log_opt" in flags:
+        host["LogConfig"] = {
+            "Type": flags.get("log_driver", "json-file"),
+            "Config": options.pairs(flags.get("log_opt", ()), "--log-opt"),
+        }
     if "annotation" in flags:
         host["Annotations"] = options.pairs(flags["annotation"], "--annotation")
     if "device" in flags:

@@ -147,7 +147,9 @@ def _kind(name: str, every: list[Any], active: list[Any], size: int, free: int) 
 
 
 def _sizes(items: list[dict[str, Any]]) -> int:
-    return sum(i["UsageData"]["Size"] if "UsageData" in i else i.get("SizeRw", 0) for i in items)
+    """A volume that is mounted from elsewhere takes -1: nobody knows."""
+    every = (i["UsageData"]["Size"] if "UsageData" in i else i.get("SizeRw", 0) for i in items)
+    return sum(max(size, 0) for size in every)
 
 
 def _idle(every: list[dict[str, Any]], active: list[dict[str, Any]]) -> int:

@@ -101,6 +101,10 @@ async def test_a_folder_of_the_machine_as_a_volume(node: EngineNode, tmp_path: P
     await node.engine.volumes.remove("srv")
     assert (folder / "f").read_text() == "x\n"
     assert not place.exists()
+    ram = {"type": "ramfs", "device": "ram", "o": "mode=751"}  # mounted by a process of its own
+    assert (
+        await inside(node, "stat -fc %T /v; stat -c %a /v", mounts("ram", **ram)) == "ramfs\n751\n"
+    )
     read_only = {**opts, "o": "bind,ro"}
     assert "Read-only" in await inside(node, "echo y > /v/f", mounts("ro", **read_only))
 

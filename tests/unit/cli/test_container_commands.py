@@ -105,6 +105,7 @@ def test_a_request_to_run() -> None:
         "restart": "always",
         "annotation": ("com.x=1",),
         "blkio_weight": 300,
+        "log_opt": ("tag={{.Name}}", "max-size=1m"),
     }
     asked = run.request(flags, {}, attached=True)
     host = asked["HostConfig"]
@@ -118,6 +119,10 @@ def test_a_request_to_run() -> None:
         {"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/fuse", "CgroupPermissions": "r"}
     ]
     assert host["RestartPolicy"]["Name"] == "always"
+    assert host["LogConfig"] == {
+        "Type": "json-file",
+        "Config": {"tag": "{{.Name}}", "max-size": "1m"},
+    }
     assert (host["Annotations"], host["BlkioWeight"]) == ({"com.x": "1"}, 300)
     assert (host["AutoRemove"], host["Memory"]) == (True, 1 << 20)
 
@@ -173,12 +178,15 @@ def test_what_a_prune_would_free() -> None:
             {"Containers": 0, "Size": 90, "SharedSize": 50},
         ],
         "Containers": [{"State": "running", "SizeRw": 3}, {"State": "exited", "SizeRw": 1}],
-        "Volumes": [{"UsageData": {"RefCount": 0, "Size": 5}}],
+        "Volumes": [
+            {"UsageData": {"RefCount": 0, "Size": 5}},
+            {"UsageData": {"RefCount": 0, "Size": -1}},
+        ],
     }
     assert usage.df_rows(found) == [
         ("Images", "2", "1", "100B", "40B (40%)"),
         ("Containers", "2", "1", "4B", "1B (25%)"),
-        ("Volumes", "1", "0", "5B", "5B (100%)"),
+        ("Volumes", "2", "0", "5B", "5B (100%)"),
     ]
 
 
