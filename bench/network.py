@@ -30,7 +30,7 @@ from bench.network_rig import Rig
 from bench.network_rows import Report
 from bench.network_tools import BenchError, Size, check_tools
 
-FULL, QUICK = Size(9, 3.0), Size(3, 1.0)
+FULL, QUICK = Size(7, 2.0), Size(3, 1.0)
 PARTS = ("overlay", "vip", "ingress", "changes", "names", "cluster", "docker")
 Part = Callable[[Rig], Awaitable[None]]
 

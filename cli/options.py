@@ -123,13 +123,14 @@ def environment(
 
 
 def published(value: str) -> list[dict[str, Any]]:
-    """-p: PUBLISHED:TARGET[/PROTOCOL], ranges of both, or published=…,target=…[,mode=host]."""
+    """-p: PUBLISHED:TARGET[/PROTOCOL], ranges of both, or published=…,target=…[,mode=host]
+    [,host_ip=ADDRESS]."""
     if "=" in value:
         return [_long_port(value)]
     text, _, protocol = value.partition("/")
     outer, colon, inner = text.rpartition(":")
     if "." in outer or ":" in outer:
-        raise _bad_port(value, "services publish on all addresses of a node; leave the address out")
+        raise _bad_port(value, "for one address use published=…,target=…,mode=host,host_ip=…")
     first, last = _range(inner, value)
     if not colon or not outer:
         return [_port(0, target, protocol) for target in range(first, last + 1)]
@@ -152,8 +153,11 @@ def _long_port(value: str) -> dict[str, Any]:
                 result["Protocol"] = text
             case "mode":
                 result["PublishMode"] = text
+            case "host_ip":
+                result["HostIp"] = text
             case _:
-                raise _bad_port(value, f"{name!r} is not known: published, target, protocol, mode")
+                known = "published, target, protocol, mode, host_ip"
+                raise _bad_port(value, f"{name!r} is not known: {known}")
     if not result["TargetPort"]:
         raise _bad_port(value, "target is missing")
     return result

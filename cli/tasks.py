@@ -70,6 +70,8 @@ def _row(task: dict[str, Any], name: str, nodes: dict[str, str], whole: bool) ->
         f"{fmt.state(status['State'])} {fmt.ago(status['Timestamp'])} ago",
         error,
         ",".join(
-            f"*:{port['PublishedPort']}->{port['TargetPort']}/{port['Protocol']}" for port in ports
+            f"{port.get('HostIp') or '*'}:{port['PublishedPort']}->{port['TargetPort']}"
+            f"/{port['Protocol']}"
+            for port in ports
         ),
     )

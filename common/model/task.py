@@ -217,6 +217,8 @@ class PortConfig(Model, frozen=True, kw_only=True):
     published_port: int = 0
     # "ingress": on every node; "host": where the task runs
     publish_mode: str = msgspec.field(default_factory=lambda: "ingress")
+    # mode host: only at this address of the node; not in Docker's API for services
+    host_ip: str = msgspec.field(default="", name="HostIp")
 
 
 class ContainerStatus(Model, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ and then ignored.
 import math
 import re
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 
 from common import references, templates
 from common.errors import Invalid, NotImplementedHere
@@ -265,7 +266,7 @@ def endpoint(spec: EndpointSpec) -> None:
                 f"port {port.published_port or port.target_port} cannot be published by ingress "
                 "with endpoint mode dnsrr; use publish mode host, or endpoint mode vip"
             )
-        key = (port.protocol, port.published_port, port.publish_mode)
+        key = (port.protocol, port.published_port, port.publish_mode, port.host_ip)
         if port.published_port and key in taken:
             raise Invalid(f"port {port.published_port}/{port.protocol} is published twice")
         taken.add(key)
@@ -282,6 +283,21 @@ def _port(port: PortConfig) -> None:
         raise Invalid(f"published port {port.published_port} is not valid; use 1 to 65535")
     if port.publish_mode not in ("ingress", "host"):
         raise Invalid(f"publish mode {port.publish_mode!r} is not known; use ingress or host")
+    if port.host_ip and port.publish_mode != "host":
+        raise Invalid(
+            f"port {port.target_port}: host_ip {port.host_ip} goes with publish mode host only; "
+            "by ingress every node answers at all its addresses"
+        )
+    if port.host_ip and not _is_ipv4(port.host_ip):
+        raise Invalid(f"port {port.target_port}: host_ip {port.host_ip!r} is not an IPv4 address")
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _not_negative(what: str, value: int | None) -> None:

@@ -274,6 +274,7 @@ def _ports(container: "Container") -> PortStatus:
             target_port=port.target,
             published_port=port.published,
             publish_mode="host",
+            host_ip=port.host_ip,
         )
         for port in sandbox.host_ports
     )

@@ -183,7 +183,12 @@ def _attachments(task: Task) -> tuple[Attachment, ...]:
 
 def _host_ports(task: Task) -> tuple[HostPort, ...]:
     return tuple(
-        HostPort(protocol=port.protocol, published=port.published_port, target=port.target_port)
+        HostPort(
+            protocol=port.protocol,
+            published=port.published_port,
+            target=port.target_port,
+            host_ip="" if port.host_ip == "0.0.0.0" else port.host_ip,
+        )
         for port in task.ports
         if port.publish_mode == "host"
     )

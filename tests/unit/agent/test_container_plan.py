@@ -1,5 +1,6 @@
 """From a task to its container."""
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -118,6 +119,10 @@ def test_networks_and_host_ports() -> None:
         ports=(
             PortConfig(target_port=80, published_port=8080, publish_mode="host"),
             PortConfig(target_port=80, published_port=30000),
+            msgspec.json.decode(
+                b'{"TargetPort":81,"PublishedPort":81,"PublishMode":"host","HostIp":"127.0.0.1"}',
+                type=PortConfig,
+            ),
         ),
     )
     found = plan(given, NODE)
@@ -125,7 +130,10 @@ def test_networks_and_host_ports() -> None:
     assert [(a.network_id, a.address, a.mac) for a in found.attachments] == [
         ("o1", "10.0.1.5/24", "m")
     ]
-    assert found.host_ports == (HostPort(protocol="tcp", published=8080, target=80),)
+    assert found.host_ports == (
+        HostPort(protocol="tcp", published=8080, target=80),
+        HostPort(protocol="tcp", published=81, target=81, host_ip="127.0.0.1"),
+    )
 
 
 def test_the_hosts_own_network() -> None:

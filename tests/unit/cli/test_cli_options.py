@@ -72,6 +72,11 @@ def test_what_is_no_port_is_refused(text: str) -> None:
         options.published(text)
 
 
+def test_a_port_of_one_address() -> None:
+    text = "published=8080,target=80,mode=host,host_ip=127.0.0.1"
+    assert options.published(text)[0]["HostIp"] == "127.0.0.1"
+
+
 def test_a_mount() -> None:
     assert options.mount("type=bind,src=/srv,dst=/data,readonly,bind-propagation=rslave") == {
         "Type": "bind",

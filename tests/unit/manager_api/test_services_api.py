@@ -169,6 +169,12 @@ BAD = [
     (published(PortConfig(target_port=80, protocol="sctp")), NotImplementedHere, "sctp"),
     (published(PortConfig(target_port=80, publish_mode="magic")), Invalid, "'magic'"),
     (published(build.port(80, 8080), build.port(81, 8080)), Invalid, "published twice"),
+    (published(PortConfig(target_port=80, host_ip="127.0.0.1")), Invalid, "publish mode host"),
+    (
+        published(PortConfig(target_port=80, publish_mode="host", host_ip="::1")),
+        Invalid,
+        "'::1' is not an IPv4 address",
+    ),
     (published(build.port(80, 8080), mode="dnsrr"), Invalid, "dnsrr"),
     (spec(mode="lvs"), Invalid, "endpoint mode 'lvs'"),
     (spec(networks=["nowhere"]), NotFound, "network nowhere not found"),
