@@ -296,6 +296,8 @@ class FakeChannel:
         match message.kind:
             case rtnl.NEWLINK:
                 self._new_link(message)
+            case rtnl.SETLINK:
+                pass  # flags of a bridge's port
             case rtnl.DELLINK:
                 self._in.remove(self._in.named(_text(parse(message.body, 16)[3])))
             case rtnl.NEWADDR | rtnl.DELADDR:

@@ -1,5 +1,6 @@
 """What runs in the sandboxes of the tests: a server, and clients that print JSON. Stand-alone."""
 
+import errno
 import json
 import random
 import select
@@ -7,6 +8,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 
 def say(line: str) -> None:
@@ -51,6 +53,30 @@ def ask(address: str, port: int, count: int) -> list[list[str]]:
         except OSError as error:
             found.append([f"!{type(error).__name__}", ""])
     return found
+
+
+def probe(expected: int, targets: list[str]) -> list[str]:
+    """Which of ADDRESS:PORT answer, all asked at once: so many soon, and others within a moment."""
+    waiting = {}
+    for target in targets:
+        address, _, port = target.partition(":")
+        sock = socket.socket()
+        sock.setblocking(False)
+        if sock.connect_ex((address, int(port))) == errno.EINPROGRESS:
+            waiting[sock] = target
+    found = set()
+    end = time.monotonic() + 15
+    while waiting:
+        if len(found) >= expected:
+            end = min(end, time.monotonic() + 0.3)
+        ready = select.select([], list(waiting), [], max(0, end - time.monotonic()))[1]
+        if not ready:
+            break
+        for sock in ready:
+            target = waiting.pop(sock)
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                found.add(target)
+    return sorted(found)
 
 
 def ask_udp(address: str, port: int, count: int) -> list[list[str]]:
@@ -125,6 +151,8 @@ def main(words: list[str]) -> None:
             serve(name, int(port))
         case ["ask", address, port, count]:
             say(json.dumps(ask(address, int(port), int(count))))
+        case ["probe", expected, *targets]:
+            say(json.dumps(probe(int(expected), targets)))
         case ["ask-udp", address, port, count]:
             say(json.dumps(ask_udp(address, int(port), int(count))))
         case ["keep", address, port, kind]:

@@ -24,7 +24,7 @@ from worker.network.netlink.codec import (
     u32,
 )
 
-NEWLINK, DELLINK, GETLINK = 16, 17, 18
+NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
@@ -234,7 +234,7 @@ def set_isolated(index: int, on: bool) -> Message:
     """bridge link set dev INDEX isolated on|off: isolated ports do not reach each other"""
     body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0)
     return Message(
-        NEWLINK, NLM_F_REQUEST, body + attributes({_LINK_PROTINFO: {_PORT_ISOLATED: u8(on)}})
+        SETLINK, NLM_F_REQUEST, body + attributes({_LINK_PROTINFO: {_PORT_ISOLATED: u8(on)}})
     )
 
 
@@ -242,7 +242,7 @@ def set_learning(index: int, on: bool) -> Message:
     """bridge link set dev INDEX learning on|off"""
     body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0)
     return Message(
-        NEWLINK, NLM_F_REQUEST, body + attributes({_LINK_PROTINFO: {_PORT_LEARNING: u8(on)}})
+        SETLINK, NLM_F_REQUEST, body + attributes({_LINK_PROTINFO: {_PORT_LEARNING: u8(on)}})
     )
 
 
