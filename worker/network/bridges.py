@@ -183,7 +183,7 @@ class Bridges:
             self._home.send([self._child(network, link.index, _PROBE)])
         except NetlinkError as error:
             raise Unavailable(
-                f"the kernel of this machine refuses a {network.driver} on {network.link}: "
+                f"the kernel of this machine refuses {network.driver} on {network.link}: "
                 f"{error.strerror}"
             ) from error
         self._home.send([rtnl.del_link(_PROBE)], _GONE)
@@ -240,6 +240,6 @@ class Bridges:
             self._home.send([child])
         except NetlinkError as error:
             raise Unavailable(
-                f"network {network.name}: the kernel refuses a {network.driver} on {network.link}: "
+                f"network {network.name}: the kernel refuses {network.driver} on {network.link}: "
                 f"{error.strerror}"
             ) from error
