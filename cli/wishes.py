@@ -12,6 +12,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Flag (as click names its parameter) -> the label that carries it.
 LABELS = {
     "depends_on": labels.DEPENDS_ON,
+    "autoscale": labels.AUTOSCALE,
+    "autoscale_cpu": labels.AUTOSCALE_CPU,
+    "autoscale_memory": labels.AUTOSCALE_MEMORY,
+    "autoscale_cooldown": labels.AUTOSCALE_COOLDOWN,
     "schedule": labels.SCHEDULE,
     "schedule_overlap": labels.SCHEDULE_OVERLAP,
     "schedule_history": labels.SCHEDULE_HISTORY,
@@ -28,6 +32,22 @@ def wish_options() -> list[Callable[[F], F]]:
             multiple=True,
             metavar="SERVICE[:CONDITION]",
             help="Start after that one is started, healthy or completed; default: started.",
+        ),
+        click.option(
+            "--autoscale",
+            metavar="MIN-MAX",
+            help="Let the cluster choose how many tasks, by what they use.",
+        ),
+        click.option(
+            "--autoscale-cpu",
+            metavar="CPUS|N%",
+            help="What each task should use: 0.5, or 60% of its limit or reservation.",
+        ),
+        click.option("--autoscale-memory", metavar="BYTES|N%", help="The same of memory: 200m."),
+        click.option(
+            "--autoscale-cooldown",
+            metavar="DURATION",
+            help="For how long fewer must have done before some go; default: 3m.",
         ),
         click.option(
             "--schedule",

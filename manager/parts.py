@@ -11,6 +11,7 @@ from manager.api.managers import managers_of
 from manager.ca.tokens import new_token
 from manager.control import Loop
 from manager.dispatcher.dispatcher import Dispatcher
+from manager.orchestrator.autoscale import Autoscaler
 from manager.orchestrator.enforcer import Enforcer
 from manager.orchestrator.global_services import GlobalOrchestrator
 from manager.orchestrator.jobs import GlobalJobOrchestrator, ReplicatedJobOrchestrator
@@ -46,6 +47,12 @@ class ManagerParts:
         )
 
     def term(self) -> Term:
+        dispatcher = Dispatcher(
+            self._store,
+            self._clock,
+            self._rng,
+            silent_elsewhere=lambda node_id: self._raft.status.is_silent(node_id),
+        )
         scheduler = Scheduler()
         loops: list[Loop] = [
             ReplicatedOrchestrator(self._ids),
@@ -57,14 +64,9 @@ class ManagerParts:
             Reaper(),
             Allocator(),
             scheduler,
+            Autoscaler(dispatcher.usage),
             Rebalancer(lambda: scheduler.nodes),
         ]
-        dispatcher = Dispatcher(
-            self._store,
-            self._clock,
-            self._rng,
-            silent_elsewhere=lambda node_id: self._raft.status.is_silent(node_id),
-        )
         return Term(dispatcher, loops)
 
 

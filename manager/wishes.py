@@ -17,6 +17,9 @@ from manager.cron import Cron
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_TARGET = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([kmg%]?)b?")
+_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+REPLICAS_MAX = 100_000
 _LONGEST = dt.timedelta(days=365)
 
 
@@ -46,12 +49,32 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """CPUs or bytes for each replica; or, with `percent`, a share of its limit or reservation."""
+
+    amount: float
+    percent: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Autoscale:
+    """Between how many replicas, and by what. `cooldown`: for how long fewer must have done."""
+
+    least: int
+    most: int
+    cpu: Target | None = None
+    memory: Target | None = None
+    cooldown: dt.timedelta = dt.timedelta(minutes=3)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Wishes:
     """`loss_grace`: how long a node may be down until its tasks are replaced. `rebalance`: whether
     running tasks may be moved for balance; None: as usual."""
 
     rebalance: bool | None = None
     schedule: Schedule | None = None
+    autoscale: Autoscale | None = None
     depends_on: tuple[Dependency, ...] = ()
     loss_grace: dt.timedelta = dt.timedelta()
 
@@ -76,16 +99,54 @@ def _read(given: Mapping[str, str]) -> Wishes:
         field, reader = _READERS[name]
         values[field] = reader(name, text.strip())
     values["schedule"] = _schedule(values)
+    values["autoscale"] = _autoscale(values)
     return Wishes(**values)
 
 
 def check(spec: ServiceSpec) -> None:
     """Raises Invalid for labels that are wrong, by themselves or for such a service."""
+    _check_autoscale(spec)
     if of(spec).schedule is not None and not spec.mode.is_job:
         raise Invalid(
             f"label {labels.SCHEDULE} is for jobs, and this service is {spec.mode.name}: "
             "use mode replicated-job or global-job"
         )
+
+
+def _check_autoscale(spec: ServiceSpec) -> None:
+    rule = of(spec).autoscale
+    if rule is None:
+        return
+    if spec.mode.name != "replicated":
+        raise Invalid(f"label {labels.AUTOSCALE} is for replicated services only")
+    wanted = spec.task_template.resources
+    amounts = [each for each in (wanted.limits, wanted.reservations) if each] if wanted else []
+    for name, target, known in (
+        (labels.AUTOSCALE_CPU, rule.cpu, any(each.nano_cpus for each in amounts)),
+        (labels.AUTOSCALE_MEMORY, rule.memory, any(each.memory_bytes for each in amounts)),
+    ):
+        if target is not None and target.percent and not known:
+            raise Invalid(
+                f"label {name}: a percentage is of the limit or reservation, and the service has "
+                "none; give one, or an amount for each replica"
+            )
+
+
+def _autoscale(values: dict[str, Any]) -> Autoscale | None:
+    """Takes out of `values` what belongs together."""
+    names = ("cpu", "memory", "cooldown")
+    more = {name: values.pop(name) for name in names if name in values}
+    found: tuple[int, int] | None = values.pop("bounds", None)
+    if found is None:
+        if more:
+            raise Invalid(f"label {labels.AUTOSCALE} is missing: between how many replicas?")
+        return None
+    if not more.keys() & {"cpu", "memory"}:
+        raise Invalid(
+            f"label {labels.AUTOSCALE} has no target: give {labels.AUTOSCALE_CPU} or "
+            f"{labels.AUTOSCALE_MEMORY}"
+        )
+    return Autoscale(*found, **more)
 
 
 def _schedule(values: dict[str, Any]) -> Schedule | None:
@@ -139,6 +200,28 @@ def schedule(name: str, text: str) -> Cron:
     return cron.parse(text)
 
 
+def bounds(name: str, text: str) -> tuple[int, int]:
+    """Text such as 2-10. Raises Invalid."""
+    least, _, most = text.partition("-")
+    if not (least.isdecimal() and most.isdecimal()) or not (
+        1 <= int(least[:9]) <= int(most[:9]) <= REPLICAS_MAX
+    ):
+        raise Invalid(f"label {name} = {text[:80]!r} is not valid; write MIN-MAX, as in 2-10")
+    return int(least), int(most)
+
+
+def target(name: str, text: str) -> Target:
+    """CPUs such as 0.5, bytes such as 200m, or a percentage such as 60%. Raises Invalid."""
+    found = _TARGET.fullmatch(text.lower())
+    units = _SIZES if name == labels.AUTOSCALE_MEMORY else {"": 1}
+    if not found or (found[2] != "%" and found[2] not in units) or not float(found[1]):
+        example = "200m" if name == labels.AUTOSCALE_MEMORY else "0.5"
+        raise Invalid(f"label {name} = {text[:80]!r} is not valid; write {example} or 60%")
+    if found[2] == "%":
+        return Target(float(found[1]), percent=True)
+    return Target(float(found[1]) * units[found[2]])
+
+
 def overlap(name: str, text: str) -> str:
     """Raises Invalid."""
     if text not in OVERLAPS:
@@ -156,6 +239,10 @@ def history(name: str, text: str) -> int:
 _READERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     labels.DEPENDS_ON: ("depends_on", dependencies),
     labels.LOSS_GRACE: ("loss_grace", duration),
+    labels.AUTOSCALE: ("bounds", bounds),
+    labels.AUTOSCALE_CPU: ("cpu", target),
+    labels.AUTOSCALE_MEMORY: ("memory", target),
+    labels.AUTOSCALE_COOLDOWN: ("cooldown", duration),
     labels.SCHEDULE: ("cron", schedule),
     labels.SCHEDULE_OVERLAP: ("overlap", overlap),
     labels.SCHEDULE_HISTORY: ("history", history),

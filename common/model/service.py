@@ -116,6 +116,15 @@ class JobStatus(Model, frozen=True, kw_only=True):
     skipped_at: dt.datetime | None = None
 
 
+class AutoscaleStatus(Model, frozen=True, kw_only=True):
+    """The last change of the replicas that the cluster made by itself."""
+
+    at: dt.datetime
+    replicas_before: int
+    replicas: int
+    message: str = ""
+
+
 class Revision(Model, frozen=True, kw_only=True):
     """One of the specs that a service had, and what made it so (`manager/revisions.py`)."""
 
@@ -133,6 +142,7 @@ class Service(Object, frozen=True, kw_only=True):
     endpoint: Endpoint = msgspec.field(default_factory=Endpoint)
     update_status: UpdateStatus | None = None
     job_status: JobStatus | None = None  # of jobs
+    autoscale: AutoscaleStatus | None = None
     pending_delete: bool = False
     revision: Revision | None = None  # the present one; None: the first
     revisions: tuple[Revision, ...] = ()  # earlier ones, oldest first; the API has them apart

@@ -14,7 +14,7 @@ One stream per agent, opened by the agent, one MessagePack message per frame.
                                     ◄──────   SessionUpdate(role, managers, heartbeat)
                                     ◄──────   LogRequest(…) / LogCancel
       LogChunk / LogEnd             ──────►   ◄──────  LogCredit
-    and what execs.py has
+    and what execs.py and usage.py have
 """
 
 import msgspec
@@ -24,6 +24,7 @@ from common.model.secret import Config, Secret
 from common.model.task import Task, TaskStatus
 from common.protocol.execs import FromAgentExec, ToAgentExec
 from common.protocol.network import NetworkChange
+from common.protocol.usage import UsageReport, UsageRequest
 
 PROTOCOL_VERSION = 1
 
@@ -171,7 +172,17 @@ class LogEnd(msgspec.Struct, frozen=True, kw_only=True, tag="log-end"):
     error: str = ""
 
 
-FromAgent = Hello | Applied | StatusReport | Heartbeat | Resync | LogChunk | LogEnd | FromAgentExec
+FromAgent = (
+    Hello
+    | Applied
+    | StatusReport
+    | Heartbeat
+    | Resync
+    | LogChunk
+    | LogEnd
+    | FromAgentExec
+    | UsageReport
+)
 ToAgent = (
     Welcome
     | Redirect
@@ -184,6 +195,7 @@ ToAgent = (
     | LogCredit
     | LogCancel
     | ToAgentExec
+    | UsageRequest
 )
 
 _encoder = msgspec.msgpack.Encoder()

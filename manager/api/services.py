@@ -187,7 +187,7 @@ def _check_version(service: Service, seen: int) -> None:
 
 
 def _updated(tx: Tx, service: Service, spec: ServiceSpec, now: dt.datetime) -> Service:
-    full = _complete(tx, spec)
+    full = _complete(tx, _keeping_scale(service, spec))
     if full.name != service.spec.name:
         raise NotImplementedHere(
             f"renaming services is not supported: {service.spec.name} to {full.name}; "
@@ -251,6 +251,16 @@ def _complete(view: View, spec: ServiceSpec) -> ServiceSpec:
     validate.networks(wishes)
     template = replace(spec.task_template, networks=_resolve_networks(view, wishes))
     return replace(spec, mode=_counted(spec.mode), task_template=template, networks=())
+
+
+def _keeping_scale(service: Service, spec: ServiceSpec) -> ServiceSpec:
+    """`spec` with the replicas that an autoscaled service has, where it does not say how many."""
+    mode = spec.mode.replicated
+    unsaid = spec.mode.name == "replicated" and (mode is None or mode.replicas is None)
+    if not unsaid or wishes.of(spec).autoscale is None:
+        return spec
+    replicas = defaults.replicas(service.spec)
+    return replace(spec, mode=ServiceMode(replicated=ReplicatedService(replicas=replicas)))
 
 
 def _counted(mode: ServiceMode) -> ServiceMode:

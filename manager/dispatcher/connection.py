@@ -21,13 +21,14 @@ from common.protocol.dispatcher import (
     encode,
 )
 from common.protocol.execs import ToAgentExec
+from common.protocol.usage import UsageRequest
 from common.streams import Stream, StreamClosed
 
 ASSIGNS_MAX = 64
 LOG_MESSAGES_MAX = 4096
 SEND_S = 10.0
 
-LogMessage = LogRequest | LogCredit | LogCancel | ToAgentExec
+LogMessage = LogRequest | LogCredit | LogCancel | ToAgentExec | UsageRequest
 
 
 class Connection:

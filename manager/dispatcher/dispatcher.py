@@ -43,6 +43,7 @@ from common.protocol.dispatcher import (
     encode,
 )
 from common.protocol.execs import ExecEnd, ExecOutput, ExecTaken
+from common.protocol.usage import UsageReport
 from common.streams import Stream, StreamClosed
 from manager.dispatcher import nodes
 from manager.dispatcher.admission import Admission
@@ -53,6 +54,7 @@ from manager.dispatcher.logs import LogRelay
 from manager.dispatcher.sessions import Liveness
 from manager.dispatcher.statuses import StatusIntake
 from manager.dispatcher.stopping import DEADLINE_S, DRAIN_S, StopBarrier
+from manager.dispatcher.usage import UsageBook
 from manager.store.store import Event, Store, View, Watcher
 from manager.store.store import Resync as MissedEvents
 
@@ -94,6 +96,7 @@ class Dispatcher:
         self._intake = StatusIntake(store, self._assignments.node_of, self._on_stored)
         self._relay = LogRelay(self._ids, self._relay_to, self._now_ns)
         self.execs = ExecRelay(self._ids, self._relay_to)
+        self.usage = UsageBook(self._relay_to, clock.now)
         self._connections: dict[str, Connection] = {}
         self._sequences: dict[str, int] = {}  # last assignment sent, by node; spans sessions
         self._applied: dict[str, int] = {}
@@ -437,6 +440,8 @@ class Dispatcher:
                 self._relay.end(node_id, message)
             case ExecOutput() | ExecTaken() | ExecEnd():
                 self.execs.take(node_id, message)
+            case UsageReport():
+                self.usage.take(node_id, message)
             case Hello():
                 raise StreamClosed("hello in the middle of a session")
 

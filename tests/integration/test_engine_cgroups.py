@@ -12,6 +12,7 @@ from common.errors import ShoalError
 from common.model.container import DeviceMapping, HostConfig, ThrottleDevice
 from tests.support.fake_node import EngineNode, engine_node
 from tests.support.inside import begin, inside
+from worker.agent.executor import task_usage
 from worker.engine import oci
 from worker.engine.updating import ContainerUpdate
 from worker.runtime import cgroups
@@ -101,6 +102,9 @@ async def test_pause_and_what_is_used(node: EngineNode) -> None:
     async with asyncio.timeout(10):
         while await used_ns(node, ref) == first:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.005)
+    usage = task_usage("t", await node.engine.stats(ref))
+    assert usage.cpu_ns > first
+    assert 0 <= usage.memory < 64 << 20  # a shell may be less than what the kernel counts in
     processes = (await node.engine.top(ref))["Processes"]
     assert len(processes) == 1
 

@@ -14,6 +14,7 @@ from common.model.task import Task
 from common.protocol.dispatcher import LogLine, LogRequest
 from common.protocol.execs import ExecRequest
 from common.protocol.network import NetworkChange, NetworkItem, digest, key
+from common.protocol.usage import TaskUsage
 from worker.agent.execs import NotStarted, Process
 from worker.agent.steps import Seen
 from worker.agent.task_files import TaskFiles
@@ -38,6 +39,8 @@ class FakeEngine:
         self.pull_error: ShoalError | None = None
         self.pull_failures = 0  # temporary ones still to come
         self.start_error: ShoalError | None = None
+        self.cpus = 0.0  # that each container uses
+        self.memory = 0
         self.health = ""  # of containers that have just started
 
     def tasks(self) -> list[str]:
@@ -111,6 +114,13 @@ class FakeEngine:
                 yield LogLine(task_id=task_id, stream=1, time_ns=number, data=data)
         if request.follow:
             await asyncio.Event().wait()
+
+    async def usage(self, task_id: str) -> TaskUsage | None:
+        seen = self._containers.get(task_id)
+        if seen is None or not seen.live:
+            return None
+        cpu_ns = int(asyncio.get_running_loop().time() * self.cpus * 1e9)
+        return TaskUsage(task_id=task_id, cpu_ns=cpu_ns, memory=self.memory)
 
     async def exec(self, request: ExecRequest) -> Process:
         if request.task_id not in self._containers:

@@ -33,6 +33,7 @@ from common.protocol.dispatcher import (
 )
 from common.protocol.execs import ExecRequest, FromAgentExec
 from common.protocol.network import Digest, NetworkChange
+from common.protocol.usage import UsageReport
 from common.streams import Stream
 from worker.agent.driver import Driver, remove_leftover
 from worker.agent.execs import ExecRunner
@@ -258,6 +259,11 @@ class Agent:
         self, request: LogRequest, send: Callable[[LogChunk | LogEnd], Awaitable[None]]
     ) -> LogSender:
         return LogSender(request, self._executor, self._made, send)
+
+    async def usage(self, task_ids: tuple[str, ...]) -> UsageReport:
+        found = [await self._executor.usage(id) for id in task_ids if id in self._drivers]
+        tasks = tuple(each for each in found if each is not None)
+        return UsageReport(at_ns=int(_now() * 1e9), tasks=tasks)
 
     def exec_runner(
         self, request: ExecRequest, send: Callable[[FromAgentExec], Awaitable[None]]

@@ -6,8 +6,8 @@ so a crash between making a container and noting it down loses nothing.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import Conflict, NotFound
 from common.model.image import RegistryAuth
@@ -15,6 +15,7 @@ from common.model.node import NodeDescription
 from common.model.task import PortConfig, PortStatus, Task
 from common.protocol.dispatcher import LogLine, LogRequest
 from common.protocol.execs import ExecRequest
+from common.protocol.usage import TaskUsage
 from worker.agent import spec
 from worker.agent.execs import NotStarted, Process
 from worker.agent.steps import Seen
@@ -71,6 +72,10 @@ class Executor(Protocol):
 
     def logs(self, task_id: str, request: LogRequest) -> AsyncIterator[LogLine]:
         """Lines of the container; an asynchronous generator."""
+        ...
+
+    async def usage(self, task_id: str) -> TaskUsage | None:
+        """What the task uses; None if it does not run."""
         ...
 
     async def exec(self, request: ExecRequest) -> Process:
@@ -178,6 +183,12 @@ class EngineExecutor:
                     task_id=task_id, stream=line.stream, time_ns=line.time_ns, data=line.data
                 )
 
+    async def usage(self, task_id: str) -> TaskUsage | None:
+        container = self._find(task_id)
+        if container is None or container.state != "running":
+            return None
+        return task_usage(task_id, await self._engine.stats(container.id))
+
     async def exec(self, request: ExecRequest) -> Process:
         config = ExecConfig(
             attach_stdin=request.stdin,
@@ -247,6 +258,18 @@ class _EngineProcess:
         await self._engine.exec_wait(self._exec_id)
         code: int | None = self._engine.exec_inspect(self._exec_id)["ExitCode"]
         return code
+
+
+def task_usage(task_id: str, sample: Mapping[str, Any]) -> TaskUsage:
+    """What matters of a sample for scaling. Files that the kernel can drop are not the task's."""
+    memory = sample["memory_stats"]
+    kept = memory.get("stats", {})
+    droppable = kept.get("total_inactive_file", kept.get("inactive_file", 0))
+    return TaskUsage(
+        task_id=task_id,
+        cpu_ns=sample["cpu_stats"]["cpu_usage"]["total_usage"],
+        memory=max(memory.get("usage", 0) - droppable, 0),
+    )
 
 
 def _seen(container: "Container") -> Seen:

@@ -42,6 +42,7 @@ from common.protocol.execs import (
     ExecResize,
     FromAgentExec,
 )
+from common.protocol.usage import TASKS_MAX, UsageReport, UsageRequest
 from common.streams import Stream, StreamClosed
 from worker.agent.execs import ExecRunner
 from worker.agent.logs import LogSender
@@ -85,6 +86,10 @@ class Work(Protocol):
         self, request: LogRequest, send: Callable[[LogChunk | LogEnd], Awaitable[None]]
     ) -> LogSender: ...
 
+    async def usage(self, task_ids: tuple[str, ...]) -> UsageReport:
+        """What those of the tasks use that run here."""
+        ...
+
     def exec_runner(
         self, request: ExecRequest, send: Callable[[FromAgentExec], Awaitable[None]]
     ) -> ExecRunner: ...
@@ -122,6 +127,8 @@ class Session:
         self._assigns: asyncio.Queue[Assign | LogRequest | ExecRequest] = asyncio.Queue(ASSIGNS_MAX)
         self._senders: dict[str, tuple[LogSender, asyncio.Task[None]]] = {}
         self._execs: dict[str, tuple[ExecRunner, asyncio.Task[None]]] = {}
+        self._usage_wanted: tuple[str, ...] = ()
+        self._asked = asyncio.Event()
         self._sending = asyncio.Lock()
 
     async def run(self, hello: Hello) -> None:
@@ -143,6 +150,7 @@ class Session:
                 group.create_task(self._beat(), name="session heartbeat")
                 group.create_task(self._apply(group), name="session assignments")
                 group.create_task(self._report(), name="session reports")
+                group.create_task(self._tell_usage(), name="session usage")
                 group.create_task(self._work.watch(), name="session watch")
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
@@ -173,6 +181,9 @@ class Session:
             case LogCancel():
                 if message.request_id in self._senders:
                     self._senders[message.request_id][1].cancel()
+            case UsageRequest():
+                self._usage_wanted = message.task_ids[:TASKS_MAX]
+                self._asked.set()
             case ExecInput() | ExecCredit() | ExecResize():
                 if message.request_id in self._execs:
                     self._execs[message.request_id][0].take(message)
@@ -275,6 +286,13 @@ class Session:
                     await self._reports.wait()
         except TimeoutError as error:
             raise StreamClosed(f"no report was stored for {STORED_S:g} s") from error
+
+    async def _tell_usage(self) -> None:
+        """One answer at a time; whoever asks meanwhile gets the next one."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            await self._send(await self._work.usage(self._usage_wanted))
 
     async def _send(self, message: FromAgent) -> None:
         data = encode(message)

@@ -11,7 +11,8 @@ import pytest
 from common.errors import NotFound
 from common.model.node import NodeDescription
 from common.protocol.dispatcher import LogLine, LogRequest
-from worker.agent.executor import EngineExecutor
+from common.protocol.usage import TaskUsage
+from worker.agent.executor import EngineExecutor, task_usage
 from worker.agent.task_files import TaskFiles
 from worker.engine.logs import LogQuery
 
@@ -56,3 +57,17 @@ async def test_every_wish_reaches_the_engine() -> None:
     assert engine.asked == [{"id": "c1", **wishes}]
     with pytest.raises(NotFound, match="container of task t2 is gone"):
         await lines(executor, "t2", request)
+
+
+@pytest.mark.parametrize(
+    ("stats", "memory"),
+    [({}, 100), ({"inactive_file": 30}, 70), ({"total_inactive_file": 200}, 0)],
+)
+def test_what_a_task_uses_is_without_what_the_kernel_can_drop(
+    stats: dict[str, int], memory: int
+) -> None:
+    sample = {
+        "cpu_stats": {"cpu_usage": {"total_usage": 5}},
+        "memory_stats": {"usage": 100, "stats": stats},
+    }
+    assert task_usage("t1", sample) == TaskUsage(task_id="t1", cpu_ns=5, memory=memory)
