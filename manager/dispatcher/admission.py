@@ -12,6 +12,7 @@ from common.protocol.dispatcher import (
     PROTOCOL_VERSION,
     FromAgent,
     Hello,
+    Manager,
     Redirect,
     Refused,
     Welcome,
@@ -28,8 +29,16 @@ INDEX_S = 10.0  # how long a new node may have to wait for the allocator
 class Admission:
     """Decides about hellos."""
 
-    def __init__(self, store: Store, ids: Ids, heard: Callable[[str], None]) -> None:
-        """`heard(node_id)` is called when a node of the cluster has registered."""
+    def __init__(
+        self,
+        store: Store,
+        ids: Ids,
+        heard: Callable[[str], None],
+        managers: Callable[[], tuple[Manager, ...]],
+    ) -> None:
+        """`heard(node_id)` is called when a node of the cluster has registered; `managers` says
+        where all managers are, without a walk over all nodes for each that comes."""
+        self._managers = managers
         self._store = store
         self._ids = ids
         self._heard = heard
@@ -90,7 +99,7 @@ class Admission:
             node_id=node.id,
             heartbeat_s=self._period_s,
             role=node.spec.role.value,
-            managers=nodes.managers(view),
+            managers=self._managers(),
             node_index=node.index,
             node_pool="" if cluster is None else cluster.node_pool,
             data_path_port=0 if cluster is None else cluster.data_path_port,

@@ -177,7 +177,7 @@ class Assignments:
         ]
         for task in tasks:
             share.mark(task.id, task)
-        network = NetworkChange(complete=True, puts=tuple(self._table.items(share.topics)))
+        network = self._groups[share.topics].complete(self._table, share.topics)
         return self._assign(share, tasks, [], network, complete=True)
 
     def disconnect(self, node_id: str) -> None:

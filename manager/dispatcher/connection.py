@@ -35,9 +35,17 @@ class Connection:
     """Sends to one agent, in a session of its own."""
 
     def __init__(
-        self, node_id: str, session_id: str, stream: Stream, complete: Callable[[], Assign]
+        self,
+        node_id: str,
+        session_id: str,
+        stream: Stream,
+        complete: Callable[[], Assign],
+        ask: Callable[["Connection"], None],
     ) -> None:
-        """`complete` makes the complete set; it is called when it can be sent."""
+        """`complete` makes the complete set. It is called when the set can be sent, in the turn
+        that was asked for with `ask` and that `grant` gives."""
+        self._ask = ask
+        self._asked = self._granted = False
         self.node_id = node_id
         self.session_id = session_id
         self._stream = stream
@@ -68,6 +76,11 @@ class Connection:
         """Send a complete set instead of what waits."""
         self._assigns.clear()
         self._stale = True
+        self._news.set()
+
+    def grant(self) -> None:
+        """It is this connection's turn to make a complete set."""
+        self._granted = True
         self._news.set()
 
     def stored(self, number: int) -> None:
@@ -115,6 +128,17 @@ class Connection:
         except TimeoutError as error:
             raise StreamClosed(f"{self.node_id} took nothing for {SEND_S:g} s") from error
 
+    def _completed(self) -> Assign | None:
+        """The complete set, if it is this connection's turn; else that is asked for."""
+        if not self._granted:
+            if not self._asked:
+                self._asked = True
+                self._ask(self)
+            return None
+        assign = self._complete()
+        self._asked = self._granted = self._stale = False
+        return assign
+
     def _next(self) -> ToAgent | None:
         if self._alive:
             self._alive = False
@@ -123,8 +147,7 @@ class Connection:
             update, self._update = self._update, None
             return update
         if self._stale:
-            self._stale = False
-            return self._complete()
+            return self._completed()
         if self._assigns:
             return self._assigns.popleft()
         if self._stored:

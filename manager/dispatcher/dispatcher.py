@@ -92,7 +92,7 @@ class Dispatcher:
         self._assignments = Assignments()
         self._barrier = StopBarrier(stop_deadline_s, drain_s)
         self._liveness = Liveness(1.0, silent_elsewhere)
-        self._admission = Admission(store, self._ids, self._on_registered)
+        self._admission = Admission(store, self._ids, self._on_registered, lambda: self._managers)
         self._intake = StatusIntake(store, self._assignments.node_of, self._on_stored)
         self._relay = LogRelay(self._ids, self._relay_to, self._now_ns)
         self.execs = ExecRelay(self._ids, self._relay_to)
@@ -104,6 +104,7 @@ class Dispatcher:
         self._down_since: dict[str, float] = {}
         self._seen_tasks: dict[str, Task] = {}  # since the last flush
         self._managers: tuple[Manager, ...] = ()
+        self._turns: asyncio.Queue[Connection] = asyncio.Queue()  # one place for each session
         self._serving = asyncio.Event()
         self._dirty = asyncio.Event()
         self._timers = asyncio.Event()
@@ -132,6 +133,7 @@ class Dispatcher:
                     group.create_task(self._watch(watcher), name="dispatcher events")
                     group.create_task(self._flush_often(), name="dispatcher flush")
                     group.create_task(self._keep_time(), name="dispatcher timers")
+                    group.create_task(self._grant_turns(), name="dispatcher turns")
                     group.create_task(self._intake.run(), name="dispatcher statuses")
         finally:
             self._over = True
@@ -243,6 +245,13 @@ class Dispatcher:
             await asyncio.sleep(COALESCE_S)
             self._dirty.clear()
             self._flush()
+
+    async def _grant_turns(self) -> None:
+        """One complete set in a turn of the loop: when thousands of agents come at once, timers and
+        heartbeats are served between them."""
+        while True:
+            (await self._turns.get()).grant()
+            await asyncio.sleep(0)
 
     def _flush(self) -> None:
         flush = self._assignments.flush()
@@ -391,7 +400,11 @@ class Dispatcher:
         if old is not None:
             old.end()
         connection = Connection(
-            node_id, welcome.session_id, stream, lambda: self._complete(node_id)
+            node_id,
+            welcome.session_id,
+            stream,
+            lambda: self._complete(node_id),
+            self._turns.put_nowait,
         )
         self._connections[node_id] = connection
         self._liveness.heard(node_id, self._now())

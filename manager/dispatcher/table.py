@@ -111,6 +111,7 @@ class Group:
 
     def __init__(self, items: Iterable[NetworkItem]) -> None:
         self.members: dict[str, None] = {}
+        self._complete: NetworkChange | None = None
         self._digest = Digest()
         for item in items:
             self._digest.add(item)
@@ -119,8 +120,15 @@ class Group:
     def digest(self) -> str:
         return self._digest.text
 
+    def complete(self, table: Table, topics: Topics) -> NetworkChange:
+        """All that a member has; made once for all those that come between two changes."""
+        if self._complete is None:
+            self._complete = NetworkChange(complete=True, puts=tuple(table.items(topics)))
+        return self._complete
+
     def advance(self, topics: Topics, deltas: Deltas) -> NetworkChange:
         """Take in `deltas`; returns the step for each member."""
+        self._complete = None
         for delta in deltas.values():
             if delta.old is not None and delta.old.topics & topics:
                 self._digest.take(delta.old.item)
