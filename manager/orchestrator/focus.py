@@ -38,6 +38,12 @@ class Focus:
         self._size = len(slots)
         self._last = next(reversed(slots), 0)
         self._follow(scene, draft)
+        # Emptied on purpose, or no longer wanted when they got empty: no business of later passes.
+        self._vacant = {
+            key
+            for key, slot in slots.items()
+            if not slot.active and not restart.is_dead(scene, slot)
+        }
         if update.is_under_way(scene.service):
             self._waiting = dict.fromkeys(update.waiting(scene, slots.values()))
 
@@ -52,7 +58,8 @@ class Focus:
 
     def note(self, task: Task) -> None:
         """A task came, went or changed."""
-        self._changed[key_of(task)] = None
+        if (key := key_of(task)) not in self._vacant:
+            self._changed[key] = None
 
     def holds(self, scene: Scene) -> bool:
         """Whether looking at a few slots is enough."""
@@ -142,13 +149,9 @@ def moves(scene: Scene, slot: Slot) -> bool:
 
 
 def refill(scene: Scene, draft: Draft) -> None:
-    """Plan tasks for those slots of `draft` that had one and lost it.
-
-    Of a slot that was emptied on purpose the tasks are to be removed."""
+    """Plan tasks for those slots of `draft` that had one and lost it: no fewer are wanted now."""
     for key, slot in draft.slots().items():
-        if slot.active or slot.latest.desired_state is TaskState.REMOVE:
-            continue
-        if not restart.is_dead(scene, slot):
+        if not slot.active and not restart.is_dead(scene, slot):
             fill(scene, draft, key, slot)
 
 
