@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from common.clock import SystemClock
 from common.ids import Ids
-from common.model.base import Annotations
+from common.model.base import Annotations, Version
 from common.model.node import Node, NodeDescription, NodeSpec, NodeState, NodeStatus
 from common.model.service import ReplicatedService, Service, ServiceMode, ServiceSpec, UpdateConfig
 from common.model.task import (
@@ -257,7 +257,7 @@ def pending(service: Service, slot: int, id: str) -> Task:
         service_annotations=Annotations(name=service.spec.name, labels=service.spec.labels),
         status=TaskStatus(state=TaskState.PENDING, message="pending task scheduling"),
         desired_state=TaskState.RUNNING,
-        spec_version=service.spec_version,
+        spec_version=service.spec_version or Version(index=1),
     )
 
 

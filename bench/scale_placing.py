@@ -29,6 +29,7 @@ from bench.scale_cluster import (
 )
 from common.model.service import Service
 from common.model.task import Task, TaskSpec
+from manager.scheduler.kept import Choices
 from manager.scheduler.nodeset import NodeSet
 from manager.scheduler.placement import place
 from manager.scheduler.scheduler import Scheduler
@@ -64,10 +65,11 @@ async def decide(case: str, load: Load) -> Row:
     groups = [_group(load, number) for number in range(load.services)]
     sim = Sim()
     now = sim.clock.now()
+    choices = Choices()
     meter = Meter()
     for group in groups:
         for first in range(0, len(group), CHUNK):
-            _, refused = place(books, group[first : first + CHUNK], now)
+            _, refused = place(books, group[first : first + CHUNK], now, choices)
             assert not refused, refused
     return Row(case, "decide", meter.read(), load.tasks)
 
@@ -142,16 +144,16 @@ def _one_more(node_count: int, each: int, rounds: int, same: bool) -> tuple[Sequ
         books.put_node(one)
     now = sim.clock.now()
     full = Load(1, node_count * each - rounds, node_count, lambda: template(cpus=64 / each))
-    group = _group(full, 0)
+    group, choices = _group(full, 0), Choices()
     for first in range(0, len(group), CHUNK):
-        place(books, group[first : first + CHUNK], now)
+        place(books, group[first : first + CHUNK], now, choices)
     times = []
     meter = Meter()
     for number in range(rounds):
         task = _group(Load(1, 1, node_count, full.template), 0 if same else number + 1)[0]
         task = msgspec.structs.replace(task, id=f"more-{number}")
         begin = time.perf_counter()
-        placed, refused = place(books, [task], now)
+        placed, refused = place(books, [task], now, choices)
         times.append(time.perf_counter() - begin)
         assert placed, refused
     return times, meter.read()

@@ -20,6 +20,8 @@ from manager.scheduler.demand import Amount, Demand, HostPort, amount, demand
 FAILURES_MAX = 5  # so many failures …
 FAILURES_WINDOW = dt.timedelta(minutes=5)  # … in such a time make a node faulty for a service
 
+LOG_MAX = 20_000  # changes of nodes that are remembered for those who keep an order of them
+
 K = TypeVar("K")
 SpecKey = tuple[str, int]  # service id, spec version: what failures are counted for
 
@@ -75,9 +77,14 @@ class NodeInfo:
             del self._failures[other]  # a new version of the service begins anew
         self._failures.setdefault(key, deque(maxlen=10 * FAILURES_MAX)).append(when)
 
-    def forget_failures(self, service_id: str) -> None:
-        for key in [key for key in self._failures if key[0] == service_id]:
+    def forget_failures(self, service_id: str) -> bool:
+        """Whether there were any."""
+        if not self._failures:
+            return False
+        gone = [key for key in self._failures if key[0] == service_id]
+        for key in gone:
             del self._failures[key]
+        return bool(gone)
 
     def hold(self, need: Demand, sign: int) -> None:
         """Add (`sign` 1) or take away (-1) what a task holds."""
@@ -123,6 +130,8 @@ class NodeSet:
         self._by_active: dict[int, OrderedDict[str, NodeInfo]] = {}  # ready nodes only
         self._place: dict[str, int] = {}  # ready node -> its key in _by_active
         self._moved: dict[str, None] = {}
+        self._log: list[str] = []  # the last nodes that changed …
+        self._forgotten = 0  # … after so many others
         self._last: tuple[Task, Demand] | None = None
 
     def put_node(self, node: Node) -> None:
@@ -130,13 +139,13 @@ class NodeSet:
         info = self._info(node.id)
         info.node = node
         info.capacity = amount(node.description.resources)
-        self._moved[node.id] = None
+        self._touch(node.id)
 
     def remove_node(self, node_id: str) -> None:
         info = self._infos.get(node_id)
         if info is not None:
             info.node = None
-            self._moved[node_id] = None
+            self._touch(node_id)
             self._tidy(info)
 
     def get(self, node_id: str) -> NodeInfo | None:
@@ -173,6 +182,22 @@ class NodeSet:
             self._enter(task.id, entry)
         return old is not None
 
+    @property
+    def changes(self) -> int:
+        """How often nodes have changed so far."""
+        return self._forgotten + len(self._log)
+
+    def changed_since(self, changes: int) -> list[str] | None:
+        """The nodes that changed since there were so many changes; None: too many to tell."""
+        return None if changes < self._forgotten else self._log[changes - self._forgotten :]
+
+    def _touch(self, node_id: str) -> None:
+        self._moved[node_id] = None
+        self._log.append(node_id)
+        if len(self._log) >= LOG_MAX:
+            del self._log[: LOG_MAX // 2]
+            self._forgotten += LOG_MAX // 2
+
     def _demand(self, task: Task) -> Demand:
         """Events come in rows of the same service: their tasks share what they need."""
         last = self._last
@@ -202,7 +227,7 @@ class NodeSet:
         info.hold(entry.need, -1)
         if entry.active:
             info.balance(entry.need.service_id, -1)
-        self._moved[info.id] = None
+        self._touch(info.id)
         self._tidy(info)
         return True
 
@@ -211,10 +236,12 @@ class NodeSet:
             # A process that has the task's port will keep it: no need to fail there again.
             for _ in range(FAILURES_MAX if _port_taken(task) else 1):
                 self._infos[task.node_id].note_failure(spec_key(task), when)
+            self._touch(task.node_id)
 
     def forget_service(self, service_id: str) -> None:
         for info in self._infos.values():
-            info.forget_failures(service_id)
+            if info.forget_failures(service_id):
+                self._touch(info.id)
 
     def _enter(self, task_id: str, entry: _Entry) -> None:
         info = self._info(entry.node_id)
@@ -222,7 +249,7 @@ class NodeSet:
         info.hold(entry.need, 1)
         if entry.active:
             info.balance(entry.need.service_id, 1)
-        self._moved[info.id] = None
+        self._touch(info.id)
 
     def _info(self, node_id: str) -> NodeInfo:
         if node_id not in self._infos:

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from common.model.task import Task
 from manager.scheduler.demand import demand
 from manager.scheduler.filters import explain, filters, passes
+from manager.scheduler.kept import Choices, Kept
 from manager.scheduler.nodeset import NodeInfo, NodeSet, spec_key
 from manager.scheduler.spread import Best, Branch, Rank, best_of_all, descriptors, tree
 
 
-def place(nodes: NodeSet, tasks: Sequence[Task], now: dt.datetime) -> tuple[dict[str, str], str]:
+def place(
+    nodes: NodeSet, tasks: Sequence[Task], now: dt.datetime, choices: Choices | None = None
+) -> tuple[dict[str, str], str]:
     """Node ids by task id, entered in the books of `nodes`; and why the others found none.
 
-    `tasks` are of one service and one version of its spec, so what fits one fits all.
+    `tasks` are of one service and one version of its spec, so what fits one fits all. `choices`
+    are those of earlier calls with the same `nodes`.
     """
     first = tasks[0]
     need = demand(first)
@@ -21,30 +25,37 @@ def place(nodes: NodeSet, tasks: Sequence[Task], now: dt.datetime) -> tuple[dict
     key = spec_key(first)
     service_id = first.service_id
 
-    def rank(info: NodeInfo) -> Rank:
+    def rank_at(info: NodeInfo, now: dt.datetime) -> Rank:
         return info.failures(key, now), info.active_of.get(service_id, 0), info.active
+
+    def rank(info: NodeInfo) -> Rank:
+        return rank_at(info, now)
 
     def fits(info: NodeInfo) -> bool:
         return passes(asked, info)
 
     keys = descriptors(first.spec.placement)
-    chooser: Best | Branch
+    chooser: Best | Branch | Kept | None = None
+    if not keys and choices is not None and service_id and first.spec_version is not None:
+        chooser = choices.find(key, lambda: Kept(nodes, rank_at, fits, now), now)
     if keys:
         chooser = tree(keys, nodes.all(), service_id, rank, fits)
-    else:
+    elif chooser is None:
         chooser = best_of_all(rank, fits, nodes.emptiest(), nodes.ready)
     placed: dict[str, str] = {}
     for task in tasks:
         info = chooser.take()
         if info is None:
-            return placed, explain(asked, nodes.all())
+            break
         nodes.add(task.id, info.id, need)
         placed[task.id] = info.id
         if isinstance(chooser, Branch):
             chooser.back(info, keys)
         else:
             chooser.back(info)
-    return placed, ""
+    if isinstance(chooser, Best) and choices is not None:
+        choices.walked(key, chooser.looked_at - len(placed))
+    return placed, "" if len(placed) == len(tasks) else explain(asked, nodes.all())
 
 
 def check(nodes: NodeSet, task: Task) -> str:

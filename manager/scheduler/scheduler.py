@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from common.model.node import Node
 from common.model.service import Service
 from common.model.task import Task, TaskState
+from manager.scheduler.kept import Choices
 from manager.scheduler.nodeset import NodeSet, SpecKey, spec_key
 from manager.scheduler.placement import check, place
-from manager.store.change import Event
-from manager.store.view import Tx, View
+from manager.store.change import Event, Put, encode_change
+from manager.store.view import ENTRY_BYTES_MAX, Tx, View
 
-PIECE = 100  # tasks placed and written before looking whether the transaction has room
 TASKS_PER_TX = 500  # keeps an entry, and the pause of the event loop, small
 ASSIGNED_MESSAGE = "scheduler assigned task to node"
 CLOSED_MESSAGE = "no longer wanted before it had a node"
@@ -32,11 +32,12 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._nodes = NodeSet()
+        self._choices = Choices()
         self._dirty: dict[str, None] = {}  # tasks to look at
         self._stuck: dict[str, None] = {}  # tasks that found no node
 
     def restore(self, view: View) -> None:
-        self._nodes = NodeSet()
+        self._nodes, self._choices = NodeSet(), Choices()
         self._dirty, self._stuck = {}, {}
         for node in view.find(Node):
             self._nodes.put_node(node)
@@ -117,8 +118,9 @@ class Scheduler:
             elif _wants_place(task):
                 groups.setdefault(_group(task), []).append(task)
         for tasks in groups.values():
-            for first in range(0, len(tasks), PIECE):
-                piece = tasks[first : first + PIECE]
+            size = _piece(tasks[0])
+            for first in range(0, len(tasks), size):
+                piece = tasks[first : first + size]
                 if tx.is_full:
                     self._dirty |= {task.id: None for task in piece}
                 else:
@@ -143,7 +145,7 @@ class Scheduler:
             _assign(tx, task, task.node_id, now)
 
     def _place(self, tx: Tx, tasks: list[Task], now: dt.datetime) -> None:
-        placed, reason = place(self._nodes, tasks, now)
+        placed, reason = place(self._nodes, tasks, now, self._choices)
         for task in tasks:
             if task.id in placed:
                 _assign(tx, task, placed[task.id], now)
@@ -155,6 +157,11 @@ class Scheduler:
         self._stuck[task.id] = None
         if task.status.err != reason:
             tx.put(replace(task, status=replace(task.status, err=reason, timestamp=now)))
+
+
+def _piece(task: Task) -> int:
+    """How many such tasks can be written before one has to look whether there is room."""
+    return max(ENTRY_BYTES_MAX // len(encode_change(Put(task))), 1)
 
 
 def _group(task: Task) -> GroupKey:

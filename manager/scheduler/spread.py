@@ -37,6 +37,7 @@ class Best:
         self._heap: list[tuple[Rank, int, NodeInfo]] = []
         self._emptiest: Iterator[NodeInfo] | None = emptiest
         self._others = others
+        self.looked_at = 0  # nodes
 
     def take(self) -> NodeInfo | None:
         """The best node; None if none fits. Hand it back with `back` once its books are kept."""
@@ -57,11 +58,13 @@ class Best:
             if self._heap and self._heap[0][0][:2] == (0, 0):
                 return
             info = next(self._emptiest, None)
+            self.looked_at += 1
             if info is not None:
                 self.back(info)
                 continue
             self._emptiest = None
             for other in self._others:
+                self.looked_at += 1
                 self.back(other)
 
 
