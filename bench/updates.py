@@ -59,19 +59,12 @@ class Updates(Story):
         self.wait_running(replicas, image=images.web_name(1))
         return time.monotonic() - began
 
-    def virtual_ip(self) -> str:
-        service = self.manager.api.get(f"/services/{SERVICE}")
-        address: str = service["Endpoint"]["VirtualIPs"][0]["Addr"]
-        return address.split("/")[0]
-
     @contextmanager
     def loads(self) -> Iterator[dict[str, RunningLoad]]:
         """All kinds of requests, for as long as the block lasts."""
-        host, container = self.client_container()
-        pid = host.api.get(f"/containers/{container}/json")["State"]["Pid"]
+        host, inside = self.inside_client()
         first, *_, last = self.cluster.machines
-        vip, port = f"http://{self.virtual_ip()}/", f"http://{first.ip}:{PORT}/"
-        inside = ("nsenter", f"--net=/proc/{pid}/ns/net")
+        vip, port = self.virtual_ip(), f"http://{first.ip}:{PORT}/"
         with ExitStack() as stack:
             yield {
                 f"{words} connections, {what}": stack.enter_context(

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,9 @@ class Story:
         """Roll the service to another image while requests flow: seconds, and the requests."""
         machine, other = self.manager, self.cluster.machines[-1]
         entry = self.cluster.machines[0]
-        with self.load(other, f"http://{entry.ip}:{PORT}/") as load:
+        with contextlib.ExitStack() as stack:
+            load = stack.enter_context(self.load(other, f"http://{entry.ip}:{PORT}/"))
+            loads = [load, *self._load_virtual_ip(stack)]
             began = time.monotonic()
             self.shoal(
                 machine,
@@ -176,7 +178,15 @@ class Story:
             self.wait_updated()
             seconds = time.monotonic() - began
             self.wait_running(REPLICAS, image=images.web_name(version))
-        return seconds, load.answers
+        return seconds, _sum(load.answers for load in loads)
+
+    def _load_virtual_ip(self, stack: contextlib.ExitStack) -> "list[RunningLoad]":
+        """Requests from the client to the virtual IP, if there is a client."""
+        if not self.running(CLIENT):
+            return []
+        host, inside = self.inside_client()
+        load = self.load(host, self.virtual_ip(), workers=2, within=inside)
+        return [stack.enter_context(load)]
 
     def drain(self, machine: Machine) -> tuple[float, Answers]:
         """Empty a machine while requests flow: seconds, and the requests."""
@@ -289,6 +299,18 @@ class Story:
         machine = self.cluster.machine(self._hostnames()[task["NodeID"]])
         return machine, task["Status"]["ContainerStatus"]["ContainerID"]
 
+    def virtual_ip(self) -> str:
+        """The URL of the service on its network."""
+        service = self.manager.api.get(f"/services/{SERVICE}")
+        address: str = service["Endpoint"]["VirtualIPs"][0]["Addr"]
+        return f"http://{address.split('/')[0]}/"
+
+    def inside_client(self) -> tuple[Machine, tuple[str, ...]]:
+        """The client's machine, and the command that runs what follows in its network."""
+        machine, container = self.client_container()
+        pid = machine.api.get(f"/containers/{container}/json")["State"]["Pid"]
+        return machine, ("nsenter", f"--net=/proc/{pid}/ns/net")
+
     @contextlib.contextmanager
     def load(
         self,
@@ -351,6 +373,18 @@ class RunningLoad:
     """A load under way; `answers` are there once it has ended."""
 
     answers = Answers()
+
+
+def _sum(parts: Iterable[Answers]) -> Answers:
+    """What several loads came to."""
+    answers: collections.Counter[str] = collections.Counter()
+    failures: collections.Counter[str] = collections.Counter()
+    slowest_s = 0.0
+    for part in parts:
+        answers.update(part.answers)
+        failures.update(part.failures)
+        slowest_s = max(slowest_s, part.slowest_s)
+    return Answers(answers=dict(answers), failures=dict(failures), slowest_s=slowest_s)
 
 
 def _count(text: str) -> Answers:

@@ -77,7 +77,7 @@ def test_the_published_port_of_every_machine_is_answered_evenly_by_all(story: St
 
 
 def test_a_rolling_update_loses_no_request(story: Story) -> None:
-    """UPD 76, 84, 254."""
+    """UPD 76, 84, 254: neither through a published port nor through the virtual IP."""
     _, answers = story.update(2)
     assert answers.failures == {}
     assert answers.answered > 50

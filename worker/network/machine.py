@@ -238,6 +238,7 @@ class Machine:
         """What `differences` compares one at a time."""
         return [
             ("machine", ""),
+            ("names", ""),
             *(("overlay", network_id) for network_id in self._overlays),
             *(("sandbox", name) for name in self._sandboxes),
         ]
@@ -246,7 +247,9 @@ class Machine:
         """What of `part` is in the kernel otherwise than `table` wants it; none if it is gone."""
         kind, name = part
         if kind == "machine":
-            return table.differences() + self._machine_differences(table)
+            return self._machine_differences(table)
+        if kind == "names":
+            return table.differences()
         if kind == "overlay" and name in self._overlays:
             macs = (leg.mac for record in self._records.values() for leg in record.legs_on(name))
             wanted = overlay_facts(table.remotes(name, self._node_id), macs)

@@ -83,9 +83,47 @@ class Table:
 
     def differences(self) -> list[Difference]:
         """Where the indexes say otherwise than the items. There is none, or names are stale."""
+        if self._is_sound():
+            return []
         fresh = Table()
         fresh.apply(NetworkChange(complete=True, puts=tuple(self._items.values())))
         return compare("names", "", fresh._facts(), self._facts())
+
+    def _is_sound(self) -> bool:
+        """Whether the indexes have all that the items ask for, and no more: quickly told."""
+        counts = dict.fromkeys(("endpoints", "backends", "peers", "services", "names", "at"), 0)
+        for place, item in self._items.items():
+            match item:
+                case OverlayEndpoint():
+                    counts["endpoints"] += 1
+                    group = self._members.get((item.network_id, item.service_id), {})
+                    network = self._endpoints.get(item.network_id, {})
+                    there = network.get(item.task_id) == item == group.get(item.task_id)
+                case IngressBackend():
+                    counts["backends"] += 1
+                    there = self._backends.get(item.service_id, {}).get(item.task_id) == item
+                case Peer():
+                    counts["peers"] += 1
+                    there = self._peers.get(item.node_id) == item
+                case ServiceEntry():
+                    counts["services"] += 1
+                    there = self._services.get(item.service_id) == item
+                case _:
+                    there = True
+            names, addresses = set(_names(item)), set(_addresses(item))
+            counts["names"] += len(names)
+            counts["at"] += len(addresses)
+            there = there and all(place in self._names.get(name, ()) for name in names)
+            if not there or not all(place in self._addresses.get(at, ()) for at in addresses):
+                return False
+        return counts == {
+            "endpoints": sum(map(len, self._endpoints.values())),
+            "backends": sum(map(len, self._backends.values())),
+            "peers": len(self._peers),
+            "services": len(self._services),
+            "names": sum(map(len, self._names.values())),
+            "at": sum(map(len, self._addresses.values())),
+        } and counts["endpoints"] == sum(map(len, self._members.values()))
 
     def _facts(self) -> set[Fact]:
         indexes: tuple[Mapping[Any, Any], ...] = (

@@ -1,6 +1,9 @@
 """The endpoint table: what it answers, and what a change touches."""
 
+from collections.abc import Callable
+
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +18,7 @@ from common.protocol.network import (
     digest,
     key,
 )
-from worker.network.table import Remote, Table
+from worker.network.table import EVERYWHERE, Remote, Table
 
 
 def endpoint(number: int, node: str = "n1", active: bool = True) -> OverlayEndpoint:
@@ -140,3 +143,29 @@ def test_increments_lead_to_the_same_answers_as_one_complete_change(
     assert table.published("svc") == fresh.published("svc")
     assert {*table._names} == {*fresh._names}
     assert {*table._endpoints} == {*fresh._endpoints}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda table: table._names.clear(),
+        lambda table: table._names[EVERYWHERE, "gone"].add(("service", "gone")),
+        lambda table: table._addresses.popitem(),
+        lambda table: table._members["net", "svc"].clear(),
+        lambda table: table._members["net", "other"].update(x=endpoint(9)),
+        lambda table: table._endpoints["net"].update(t5=endpoint(5, active=False)),
+        lambda table: table._backends.clear(),
+        lambda table: table._peers.update(n9=PEERS[0]),
+        lambda table: table._services.clear(),
+    ],
+)
+def test_an_index_that_is_not_as_the_items_are_is_found_and_made_anew(
+    spoil: Callable[[Table], object],
+) -> None:
+    table = Table()
+    table.apply(NetworkChange(puts=(*PEERS, WEB, endpoint(5), endpoint(6), backend(5))))
+    assert table.differences() == []
+    spoil(table)
+    assert table.differences()
+    table.index()
+    assert table.differences() == []
