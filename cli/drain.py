@@ -57,7 +57,7 @@ def _left(client: Client, node_id: str) -> list[dict[str, Any]] | None:
 
 
 def _what(left: list[dict[str, Any]]) -> str:
-    names = sorted(task["ID"] for task in left)
+    names = sorted(task.get("Name", "").rpartition(".")[0] or task["ID"] for task in left)
     stopping = sum(task["DesiredState"] in ("shutdown", "remove") for task in left)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{stopping} stopping; {', '.join(names[:3])}{more}"

@@ -12,12 +12,12 @@ import asyncio
 from aiohttp import web
 
 from common import rpc
-from common.errors import Invalid, NotLeader
+from common.errors import Invalid, NotImplementedHere, NotLeader
 from common.protocol.execs import ExecRequest
 from common.streams import Stream, StreamClosed
 from manager.dispatcher.execs import RemoteExec
 from manager.manager import Manager
-from node.api import body, detaching
+from node.api import body
 from node.api.containers import size
 from node.api.daemon import Daemon
 from node.api.exec import ExecStart
@@ -48,7 +48,10 @@ class ServiceExecRoutes:
         config = await body.read(request, ExecConfig)
         if not config.cmd:
             raise Invalid("Cmd is missing: No exec command specified")
-        detaching.keys(config.detach_keys)
+        if config.detach_keys:
+            raise NotImplementedHere(
+                "DetachKeys cannot be chosen for processes of services: they are ctrl-p,ctrl-q"
+            )
         found = manager(self._daemon)
         task = found.api.tasks.running_of(
             request.match_info["id"], body.number(request, "slot"), request.query.get("node", "")
@@ -81,18 +84,25 @@ class ServiceExecRoutes:
         if found.is_leader:
             entry: RemoteExec = found.dispatcher.execs.find(id)
             entry.start()
+            if options.console_size:
+                entry.resize(*options.console_size)
             if entry.request.detach:
                 await entry.wait()
                 return web.Response(status=200)
             duplex = entry
         else:
-            duplex = _Relayed(await self._daemon.stream_to_leader(f"/shoal/exec/{id}/stream"))
+            rows, columns = options.console_size or (0, 0)
+            path = f"/shoal/exec/{id}/stream?h={rows}&w={columns}"
+            duplex = _Relayed(await self._daemon.stream_to_leader(path))
         return await attach_stream(request, duplex, tty=options.tty)
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """The WebSocket, on the leader."""
         entry = self._leading().dispatcher.execs.find(request.match_info["id"])
+        rows, columns = body.number(request, "h", 0) or 0, body.number(request, "w", 0) or 0
         entry.start()
+        if rows > 0 and columns > 0:
+            entry.resize(rows, columns)
         stream = await rpc.accept_stream(request)
         try:
             async with asyncio.TaskGroup() as group:

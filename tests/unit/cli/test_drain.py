@@ -18,7 +18,12 @@ class _Node:
         count = self._left.pop(0) if len(self._left) > 1 else self._left[0]
         gone = {"ID": "old", "DesiredState": "shutdown", "Status": {"State": "shutdown"}}
         there = [
-            {"ID": f"t{i}", "DesiredState": "shutdown", "Status": {"State": "running"}}
+            {
+                "ID": f"t{i}",
+                "Name": f"web.{i}.t{i}",
+                "DesiredState": "shutdown",
+                "Status": {"State": "running"},
+            }
             for i in range(count)
         ]
         return [gone, *there]
@@ -27,8 +32,8 @@ class _Node:
 def test_progress_until_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     wait_drained(_Node(2, 2, 1, 0), "n1", None, pause=lambda _: None)  # type: ignore[arg-type]
     assert capsys.readouterr().out.splitlines() == [
-        "0 of 2 tasks have left: 2 stopping; t0, t1",
-        "1 of 2 tasks have left: 1 stopping; t0",
+        "0 of 2 tasks have left: 2 stopping; web.0, web.1",
+        "1 of 2 tasks have left: 1 stopping; web.0",
         "2 of 2 tasks have left: drained",
     ]
 
