@@ -75,18 +75,32 @@ async def endpoints(rig: Rig, report: Report, count: int = 10_000) -> None:
     networks = rig.nodes[0].networks
     box = await rig.box(rig.nodes[0], "10.0.1.1")
     items = tuple(endpoint_of("n2", str(_FIRST + number), "many") for number in range(count))
-    spans, steps = [], []
+    spans, steps, singles = [], [], []
     for _ in range(3):
         began = time.perf_counter()
         await networks.apply(NetworkChange(puts=items))
         spans.append((time.perf_counter() - began) * 1000)
         steps.append(await _programmed(rig))
+        singles.append(await _one_more(rig))
         await networks.apply(
             NetworkChange(removes=tuple(("endpoint", NETWORK.id, item.task_id) for item in items))
         )
     report.most("into the kernel", statistics.median(steps), "ms", 100.0)
     report.most("with taking them into the table", statistics.median(spans), "ms", None)
+    report.most("one that comes to them", statistics.median(singles), "ms", None)
     await rig.close(box)
+
+
+async def _one_more(rig: Rig) -> float:
+    """ms until the kernel has one more endpoint of that network."""
+    networks = rig.nodes[0].networks
+    item = endpoint_of("n2", "10.0.200.1", "many")
+    began = time.perf_counter()
+    await networks.apply(NetworkChange(puts=(item,)))
+    spent = (time.perf_counter() - began) * 1000
+    gone = ("endpoint", NETWORK.id, item.task_id)
+    await networks.apply(NetworkChange(removes=(gone,)))
+    return spent
 
 
 async def _programmed(rig: Rig) -> float:

@@ -1,6 +1,7 @@
 """The programs that make the load: iperf3, and our own, which is compiled at the first need."""
 
 import asyncio
+import atexit
 import json
 import shutil
 import statistics
@@ -50,7 +51,9 @@ def program() -> str:
     """The path of network_load, compiled. Raises BenchError."""
     if shutil.which("cc") is None:
         raise BenchError("the load is a C program: apt-get install gcc libc6-dev")
-    path = Path(tempfile.mkdtemp(prefix="shoal-bench-")) / "load"
+    folder = tempfile.mkdtemp(prefix="shoal-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "load"
     subprocess.run(["cc", "-O2", "-o", str(path), str(_SOURCE)], check=True)
     return str(path)
 
