@@ -80,7 +80,7 @@ class Chaos:
                 world.kernel.trouble = 0.0
             case "audit" if node.networks._opened:
                 await node.networks.audit()
-                for box in node.networks._resolvers:
+                for box in node.networks._resolvers.served:
                     node.names(box)  # as containers ask all along
 
     async def _create(self, node: NetMachine) -> None:

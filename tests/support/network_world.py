@@ -177,7 +177,7 @@ class NetMachine(Machine):
 
     def names(self, sandbox: str) -> Facts:
         """What the sandbox's resolver says of the services."""
-        resolver = self.networks._resolvers[sandbox]
+        resolver = self.networks._resolvers.served[sandbox]
         found: Facts = set()
         for service in self.world.services():
             for name in (service.spec.name, f"tasks.{service.spec.name}"):
@@ -286,7 +286,7 @@ async def abandon(networks: Networks) -> None:
         if timer is not None:
             timer.cancel()
     await asyncio.gather(*networks._running, return_exceptions=True)
-    await asyncio.gather(*(item.stop() for item in networks._resolvers.values()))
+    await asyncio.gather(*(item.stop() for item in networks._resolvers.served.values()))
     for part in (*networks._machine._sandboxes.values(), *networks._machine._overlays.values()):
         part.close()
     if networks._machine.boxes._spare is not None:

@@ -8,8 +8,7 @@ import asyncio
 import builtins
 import logging
 import random
-import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,29 +17,27 @@ from msgspec.structs import replace
 
 from common.clock import Clock
 from common.config import DaemonConfig
-from common.errors import Forbidden, Invalid, NotFound, ShoalError, Unavailable
+from common.errors import NotFound, ShoalError, Unavailable
 from common.model.network import NetworkSpec
 from common.protocol.network import NetworkChange
-from worker.network import local, local_pool, local_spec
+from worker.network import local
 from worker.network.audit import Counts, Difference, summary
 from worker.network.ipam import Ipam, node_subnet
 from worker.network.journal import Journal
-from worker.network.local_networks import Directory, LocalNetworks, check_wish, links, scopes
+from worker.network.local_networks import LocalNetworks
 from worker.network.machine import Machine, Membership, Part, default_subnet, subnets_of
 from worker.network.model import Attachment, HostPort, Sandbox, SandboxSpec
+from worker.network.node_networks import NodeNetworks, Tell, network_ids
 from worker.network.nshelper import NamespaceHelper
-from worker.network.planning import Planner, Settings
-from worker.network.resolver import Resolver
-from worker.network.sandbox import Namespace, SandboxRecord
+from worker.network.planning import Planner, Settings, check
+from worker.network.resolvers import Resolvers
+from worker.network.sandbox import SandboxRecord
 from worker.network.surroundings import Surroundings
 from worker.network.table import Table
 from worker.network.upstream import MachineSettings, Upstream
 
 R = TypeVar("R")
-Tell = Callable[[str, str, str, dict[str, str]], None]
 
-_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-_MODES = ("private", "none", "host")
 _SAVE_AFTER_S = 2.0
 _AROUND_S = 60.0  # how often the machine's networks are looked at
 _PORTS_S = 2.0  # how often a published port that a process has is tried again
@@ -68,7 +65,6 @@ class Networks:
     ) -> None:
         """`machine`: descriptor of the machine's network namespace, if not the process's own;
         `tell`: where events go."""
-        self._tell = tell
         self._config = config
         self._clock = clock
         self._rng = rng
@@ -79,8 +75,11 @@ class Networks:
         self._planner = Planner(self._table, self.local, self._owner, self._near_name)
         self._member: Membership | None = None
         self._settings = MachineSettings(resolv_conf, config.dns)
-        self._upstream = Upstream(lambda: self._settings.servers, rng)
-        self._resolvers: dict[str, Resolver] = {}
+        upstream = Upstream(lambda: self._settings.servers, rng)
+        self._node_networks = NodeNetworks(self._owner, clock.now(), self.local, self._table, tell)
+        self._resolvers = Resolvers(
+            self._table, self.local, upstream, self._node_networks.bridge_id, rng
+        )
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self._saving: asyncio.TimerHandle | None = None
@@ -92,7 +91,6 @@ class Networks:
         self._around = Surroundings()
         self._warnings: tuple[str, ...] = ()
         self._namespace = machine
-        self._created = clock.now()
         self._opened = False
         self._joined = False  # as `_member`, in the kernel
         self._damaged = False
@@ -132,7 +130,7 @@ class Networks:
         await self._look_around()
         self._note_ports()
         for name, record in self._records.items():
-            self._serve_names(record, self._machine.boxes.namespaces.get(name))
+            self._resolvers.serve(record, self._machine.boxes.namespaces.get(name))
 
     @property
     def _records(self) -> dict[str, SandboxRecord]:
@@ -142,6 +140,10 @@ class Networks:
         if self._member is not None:
             return node_subnet(self._member.pool, self._member.index)
         return default_subnet(self._config.node_pool, self._number)
+
+    @property
+    def _pool(self) -> str:
+        return self._member.pool if self._member is not None else self._config.node_pool
 
     def _use(self, subnet: IPv4Network, records: Iterable[SandboxRecord]) -> None:
         taken = [
@@ -166,8 +168,7 @@ class Networks:
                     timer.cancel()
             if self._member is not None:
                 await asyncio.to_thread(self._save_table)
-            await asyncio.gather(*(item.stop() for item in self._resolvers.values()))
-            self._resolvers.clear()
+            await self._resolvers.close()
             await self._helper.run(self._machine.close)
             await asyncio.to_thread(self._helper.close)
 
@@ -266,7 +267,7 @@ class Networks:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What does not work on this node as the cluster's users may expect, a sentence each."""
-        pool = self._member.pool if self._member is not None else self._config.node_pool
+        pool = self._pool
         known = (*self._warnings, *(self._machine.firewall_warnings if self._opened else ()))
         found = self._around.overlapping(pool)
         if not found:
@@ -400,7 +401,7 @@ class Networks:
         existing = self._records.get(spec.id)
         if existing is not None:
             return existing.sandbox
-        _check(spec)
+        check(spec)
         ports: tuple[HostPort, ...] = ()
         boxes = self._machine.boxes
         if spec.host_ports:
@@ -422,8 +423,8 @@ class Networks:
             if isinstance(error, OSError):
                 raise _refused(f"make the sandbox of {spec.id[:12]}", error) from error
             raise
-        self._serve_names(record, namespace)
-        self._tell_all("connect", record)
+        self._resolvers.serve(record, namespace)
+        self._node_networks.tell_all("connect", record)
         return record.sandbox
 
     def _addressed(self, spec: SandboxSpec) -> tuple[HostPort, ...]:
@@ -442,7 +443,7 @@ class Networks:
         await self._whole(self._close_sandbox(sandbox_id))
 
     async def _close_sandbox(self, sandbox_id: str) -> None:
-        await self._stop_names(sandbox_id)
+        await self._resolvers.stop(sandbox_id)
         record = self._records.get(sandbox_id)
         try:
             await self._helper.run(self._machine.boxes.destroy, sandbox_id)
@@ -450,7 +451,7 @@ class Networks:
             raise _refused(f"remove the sandbox of {sandbox_id[:12]}", error) from error
         if record is not None:
             self._planner.give_back(record.legs)
-            self._tell_all("disconnect", record)
+            self._node_networks.tell_all("disconnect", record)
 
     def sandboxes(self) -> dict[str, Sandbox]:
         """All that exist, by id."""
@@ -470,7 +471,7 @@ class Networks:
             raise NotFound(f"container {sandbox_id[:12]} has no network here")
         spec = replace(old.spec, attachments=attachments, internal_only=not attachments)
         record = self._planner.connected(old, spec)
-        fresh = [leg for leg in record.legs if leg.network_id not in _ids(old)]
+        fresh = [leg for leg in record.legs if leg.network_id not in network_ids(old)]
         try:
             await self._helper.run(self._machine.boxes.change, record, self._table)
         except (OSError, ShoalError) as error:
@@ -478,12 +479,12 @@ class Networks:
             if isinstance(error, OSError):
                 raise _refused(f"connect container {sandbox_id[:12]}", error) from error
             raise
-        gone = [leg for leg in old.legs if leg.network_id not in _ids(record)]
+        gone = [leg for leg in old.legs if leg.network_id not in network_ids(record)]
         self._planner.give_back(gone)
-        await self._stop_names(sandbox_id)
-        self._serve_names(record, self._machine.boxes.namespaces.get(sandbox_id))
-        self._tell_all("disconnect", old, besides=record)
-        self._tell_all("connect", record, besides=old)
+        await self._resolvers.stop(sandbox_id)
+        self._resolvers.serve(record, self._machine.boxes.namespaces.get(sandbox_id))
+        self._node_networks.tell_all("disconnect", old, besides=record)
+        self._node_networks.tell_all("connect", record, besides=old)
         return record.sandbox
 
     async def rename(self, sandbox_id: str, name: str) -> None:
@@ -495,57 +496,25 @@ class Networks:
         if old is not None:
             record = replace(old, spec=replace(old.spec, name=name))
             await self._helper.run(self._machine.boxes.note, record)
-            self.local.show(record, self._bridge_id)
-
-    # Names
-
-    def _serve_names(self, record: SandboxRecord, namespace: Namespace | None) -> None:
-        if namespace is None or namespace.udp is None or namespace.tcp is None:
-            return
-        self.local.show(record, self._bridge_id)
-        directory = Directory(self._table, self.local, links(record))
-        resolver = Resolver(
-            directory,
-            scopes(record, self._bridge_id),
-            self._upstream,
-            record.spec.dns_servers,
-            self._rng,
-        )
-        resolver.start(namespace.udp, namespace.tcp)
-        self._resolvers[record.spec.id] = resolver
-
-    async def _stop_names(self, sandbox_id: str) -> None:
-        self.local.hide(sandbox_id)
-        resolver = self._resolvers.pop(sandbox_id, None)
-        if resolver is not None:
-            await resolver.stop()
+            self._resolvers.show(record)
 
     # Networks of this node, for the API
 
-    @property
-    def _bridge_id(self) -> str:
-        return local.network_id(self._owner, local.BRIDGE)
-
     def list(self) -> list[dict[str, Any]]:
         """The node's own networks, as the API shows them."""
-        rows = [self._predefined(name) for name in local.NAMES]
-        rows += [local.describe(network) for network in self.local.all()]
         records = self._records.values()
-        return [row | {"Containers": local.containers(row["Id"], records)} for row in rows]
+        return [row | {"Containers": local.containers(row["Id"], records)} for row in self._rows()]
 
-    def _predefined(self, name: str) -> dict[str, Any]:
-        link, subnet = f"shoal{self._number}", self._planner.node.subnet
-        return local.predefined(self._owner, name, self._created, subnet, link)
+    def _rows(self) -> builtins.list[dict[str, Any]]:
+        return self._node_networks.rows(f"shoal{self._number}", self._planner.node.subnet)
 
     def inspect(self, ref: str) -> dict[str, Any]:
-        """One of them by name or id. Raises NotFound."""
-        return local.find(self.list(), ref)
+        """One of them by name or id, but for who is on it. Raises NotFound."""
+        return local.find(self._rows(), ref)
 
     def check_address(self, network_id: str, address: str) -> None:
         """Raises Invalid unless a container may ask for `address` on a network of this node."""
-        if network_id == self._bridge_id:
-            raise Invalid("user specified IP address is supported on user defined networks only")
-        check_wish(self.local.get(network_id), address)
+        self._node_networks.check_address(network_id, address)
 
     async def create(self, spec: NetworkSpec, network_id: str) -> None:
         """Make a network of this node. Raises Invalid, Forbidden, Conflict, NotImplementedHere,
@@ -554,10 +523,9 @@ class Networks:
 
     async def _create(self, spec: NetworkSpec, network_id: str) -> None:
         await self._look()
-        network = local_spec.plan(spec, network_id, self._clock.now(), self._free_subnet)
-        self.local.check(network)
-        if network.driver == local_spec.BRIDGE:
-            self._check_subnet(network.subnet.network)
+        network = self._node_networks.plan(
+            spec, network_id, self._clock.now(), self._pool, self._around
+        )
         await asyncio.to_thread(self.local.add, network)
         try:
             await self._helper.run(self._machine.create_network, network)
@@ -566,29 +534,7 @@ class Networks:
             if isinstance(error, OSError):
                 raise _refused(f"make network {network.name}", error) from error
             raise
-        self._tell("network", "create", network.id, {"name": network.name, "type": network.driver})
-
-    def _free_subnet(self) -> IPv4Network:
-        return local_pool.choose([net for net, _ in self._taken_subnets()])
-
-    def _check_subnet(self, subnet: IPv4Network) -> None:
-        for other, whose in self._taken_subnets():
-            if subnet.overlaps(other):
-                raise Forbidden(
-                    "invalid pool request: Pool overlaps with other one on this address space: "
-                    f"{subnet} with {other} of {whose}; choose another --subnet"
-                )
-
-    def _taken_subnets(self) -> Iterator[tuple[IPv4Network, str]]:
-        pool = self._member.pool if self._member is not None else self._config.node_pool
-        yield IPv4Network(pool), "the nodes' own pool"
-        for subnet in self.local.subnets():
-            yield subnet, "another network of this node"
-        for network in self._table.networks():
-            for one in network.subnets:
-                yield IPv4Network(one.subnet), f"network {network.name}"
-        for text in (*self._around.networks, *self._around.routes):
-            yield IPv4Network(text), "this machine"
+        self._node_networks.tell("create", network.id, network.name, network.driver)
 
     async def remove(self, ref: str) -> None:
         """Raises NotFound, Forbidden: one that is predefined, or that running containers use."""
@@ -596,45 +542,13 @@ class Networks:
 
     async def _remove(self, ref: str) -> None:
         row = self.inspect(ref)
-        name, network_id = row["Name"], row["Id"]
-        if name in local.NAMES:
-            raise Forbidden(f"{name} is a pre-defined network and cannot be removed")
-        users = self.users(network_id)
-        if users:
-            listed = ", ".join(
-                f'name:"{one.spec.name or one.spec.id}" '
-                f'id:"{local.endpoint_id(one.spec.id, network_id)[:12]}"'
-                for one in users
-            )
-            raise Forbidden(
-                f"error while removing network: network {name} has active endpoints ({listed})"
-            )
-        await asyncio.to_thread(self.local.drop, network_id)
+        self._node_networks.check_removable(row, self._records.values())
+        await asyncio.to_thread(self.local.drop, row["Id"])
         try:
-            await self._helper.run(self._machine.remove_network, network_id)
+            await self._helper.run(self._machine.remove_network, row["Id"])
         except OSError as error:
-            raise _refused(f"remove the interface of network {name}", error) from error
-        self._tell("network", "destroy", network_id, {"name": name, "type": row["Driver"]})
-
-    def users(self, network_id: str) -> builtins.list[SandboxRecord]:
-        """The sandboxes on a network."""
-        return [record for record in self._records.values() if network_id in _ids(record)]
-
-    def _tell_all(
-        self, action: str, record: SandboxRecord, besides: SandboxRecord | None = None
-    ) -> None:
-        """An event for each network of `record` that `besides` is not on."""
-        others = {one.network_id for one in besides.sandbox.interfaces} if besides else ()
-        for one in record.sandbox.interfaces:
-            if one.network_id not in others:
-                attributes = {"container": record.spec.id, "name": one.network_name}
-                kind = self._driver(one.network_id)
-                self._tell("network", action, one.network_id, attributes | {"type": kind})
-
-    def _driver(self, network_id: str) -> str:
-        if network_id in self.local:
-            return self.local.get(network_id).driver
-        return "bridge" if network_id == self._bridge_id else "overlay"
+            raise _refused(f"remove the interface of network {row['Name']}", error) from error
+        self._node_networks.tell("destroy", row["Id"], row["Name"], row["Driver"])
 
     # Running things whole
 
@@ -654,31 +568,6 @@ class Networks:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
-
-
-def _check(spec: SandboxSpec) -> None:
-    if not _ID.match(spec.id):
-        raise Invalid(f"{spec.id!r} cannot name a sandbox")
-    if spec.mode not in _MODES:
-        raise Invalid(f"network mode {spec.mode!r} is not one of {', '.join(_MODES)}")
-    if spec.mode != "private" and (spec.host_ports or spec.attachments):
-        raise Invalid(f"network mode {spec.mode} goes with no published ports and no networks")
-    if spec.internal_only and spec.host_ports:
-        raise Invalid("a container on internal networks only cannot publish ports")
-    if spec.mode == "host" and any(name.startswith("net.") for name in spec.sysctls):
-        raise Invalid("network mode host goes with no net.* sysctls: they are the machine's")
-    for server in spec.dns_servers:
-        try:
-            IPv4Address(server)
-        except ValueError as error:
-            raise Invalid(f"DNS server {server!r} is not an IPv4 address") from error
-    for word in (*spec.dns_search, *spec.dns_options, spec.hostname):
-        if not word.isprintable() or " " in word:
-            raise Invalid(f"{word!r} cannot stand in a name or an option of the resolver")
-
-
-def _ids(record: SandboxRecord) -> set[str]:
-    return {leg.network_id for leg in record.legs}
 
 
 def _refused(what: str, error: OSError) -> Unavailable:

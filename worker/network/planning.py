@@ -3,6 +3,7 @@
 Takes addresses of this node's own subnets; overlays' come with the attachment.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from worker.network.netlink.rtnl import mac_bytes
 from worker.network.sandbox import Leg, SandboxRecord
 from worker.network.table import Table
 
+_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+_MODES = ("private", "none", "host")
+
 
 class Settings(NamedTuple):
     """The machine's own."""
@@ -26,6 +30,28 @@ class Settings(NamedTuple):
     resolv_conf: str
     search: Sequence[str]
     hosts: str
+
+
+def check(spec: SandboxSpec) -> None:
+    """Raises Invalid for what no sandbox can be."""
+    if not _ID.match(spec.id):
+        raise Invalid(f"{spec.id!r} cannot name a sandbox")
+    if spec.mode not in _MODES:
+        raise Invalid(f"network mode {spec.mode!r} is not one of {', '.join(_MODES)}")
+    if spec.mode != "private" and (spec.host_ports or spec.attachments):
+        raise Invalid(f"network mode {spec.mode} goes with no published ports and no networks")
+    if spec.internal_only and spec.host_ports:
+        raise Invalid("a container on internal networks only cannot publish ports")
+    if spec.mode == "host" and any(name.startswith("net.") for name in spec.sysctls):
+        raise Invalid("network mode host goes with no net.* sysctls: they are the machine's")
+    for server in spec.dns_servers:
+        try:
+            IPv4Address(server)
+        except ValueError as error:
+            raise Invalid(f"DNS server {server!r} is not an IPv4 address") from error
+    for word in (*spec.dns_search, *spec.dns_options, spec.hostname):
+        if not word.isprintable() or " " in word:
+            raise Invalid(f"{word!r} cannot stand in a name or an option of the resolver")
 
 
 class Planner:
