@@ -80,3 +80,63 @@ def test_a_compose_like_set_up(docker: Docker) -> None:
     assert lookup(docker, "client", "web2") == ["172.30.7.128"]
     docker("rm", "-f", "web2", "db", "client")
     assert sorted(docker("network", "prune", "-f").split()[2:]) == ["back", "front"]
+
+
+def test_networks_of_a_running_container_come_and_go(docker: Docker) -> None:
+    """docker network connect --ip --alias --link, disconnect; docker run --network twice, --link,
+    --mac-address; docker events; what is refused, in Docker's words."""
+    since = docker("info", "-f", "{{.SystemTime}}")
+    for name, subnet in (("one", "172.30.1.0/24"), ("two", "172.30.2.0/24")):
+        docker("network", "create", "--subnet", subnet, name)
+    box(docker, "store", "--mac-address", "02:00:00:00:01:02")
+    first = endpoints(docker, "store")["bridge"]
+    assert first["MacAddress"] == "02:00:00:00:01:02"
+    box(docker, "reader", "--link", "store:data")
+    assert lookup(docker, "reader", "data") == [first["IPAddress"]]
+    docker("network", "connect", "--ip", "172.30.2.9", "--alias", "shelf", "two", "store")
+    docker("network", "connect", "--link", "store:kept", "two", "reader")
+    assert lookup(docker, "reader", "shelf") == lookup(docker, "reader", "kept") == ["172.30.2.9"]
+    found = endpoints(docker, "store")["two"]
+    assert found["IPAMConfig"] == {"IPv4Address": "172.30.2.9"}
+    assert found["DNSNames"][:2] == ["store", "shelf"]
+    assert "172.30.2.9" in docker("exec", "store", "cat", "/etc/hosts")
+    refused = {
+        ("connect", "two", "store"): "endpoint with name store already exists in network two",
+        ("connect", "--ip", "172.30.2.9", "two", "third"): "Address already in use",
+        ("connect", "--ip", "10.1.1.1", "two", "third"): "does not belong to any",
+        ("connect", "--ip", "10.1.1.1", "bridge", "third"): "on user defined networks only",
+        ("connect", "host", "third"): "host",
+        ("connect", "nosuch", "third"): "network nosuch not found",
+        ("disconnect", "two", "third"): "is not connected",
+        ("create", "two"): "network with name two already exists",
+        ("create", "--subnet", "172.30.2.128/25", "more"): "Pool overlaps with other one",
+        ("create", "--ipv6", "six"): "EnableIPv6",
+        ("rm", "bridge"): "pre-defined network and cannot be removed",
+    }
+    box(docker, "third", "--network", "one")
+    for words, text in refused.items():
+        assert text in docker.refused("network", *words), words
+    for network in ("bridge", "two"):
+        docker("network", "disconnect", network, "reader")
+    assert endpoints(docker, "reader") == {}
+    assert docker("exec", "reader", "ip", "-o", "link").count("\n") == 0
+    docker("restart", "-t", "0", "reader")
+    assert endpoints(docker, "reader") == {}
+    docker("stop", "-t", "0", "store")
+    assert endpoints(docker, "store")["two"]["IPAMConfig"] == {"IPv4Address": "172.30.2.9"}
+    docker("network", "disconnect", "bridge", "store")
+    docker("start", "store")
+    assert {name: one["Gateway"] for name, one in endpoints(docker, "store").items()} == {
+        "two": "172.30.2.1"
+    }
+    names = docker("network", "ls", "-f", "dangling=false", "-f", "type=custom", "--format",
+                   "{{.Name}} {{.Driver}} {{.Scope}}")  # fmt: skip
+    assert names.splitlines() == ["one bridge local", "two bridge local"]
+    docker("rm", "-f", "store", "reader", "third")
+    docker("network", "rm", "one", "two")
+    told = docker("events", "--since", since, "--until", "0s", "-f", "type=network",
+                  "--format", "{{.Action}} {{.Actor.Attributes.name}}")  # fmt: skip
+    happened = told.splitlines()
+    assert happened[:3] == ["create one", "create two", "connect bridge"]
+    assert happened[-2:] == ["destroy one", "destroy two"]
+    assert happened.count("connect two") == happened.count("disconnect two") == 3

@@ -137,6 +137,21 @@ class Connections:
         await self._networks.rename(container.id, container.name)
 
 
+def note_networks(container: Container) -> None:
+    """A crash may have come between a change of a running container's networks and its record;
+    what it is connected to counts. The record is written with the next change."""
+    record, sandbox = container.record, container.sandbox
+    if record.owner or sandbox is None or record.network_mode != "private":
+        return
+    now = {item.network_id for item in sandbox.attachments}
+    if now == {item.network_id for item in record.attachments}:
+        return
+    if now or not sandbox.interfaces:
+        container.record = replace(
+            record, attachments=sandbox.attachments, detached=not sandbox.attachments
+        )
+
+
 def _check_changeable(container: Container) -> None:
     if container.removed:
         raise NotFound(f"No such container: {container.id}")

@@ -12,6 +12,7 @@ from worker.engine.container import Container
 from worker.engine.health import Monitors
 from worker.engine.lifecycle import Lifecycle
 from worker.engine.logs import Logs
+from worker.engine.networking import note_networks
 from worker.engine.seams import Networks
 from worker.runtime.client import KeeperClient, KeeperError
 
@@ -131,6 +132,7 @@ class Recovery:
                 if container.id in self._ended:
                     continue  # who heard of it writes it down; it must not come to life again
                 container.sandbox = sandboxes.get(container.id)
+                note_networks(container)
                 await self._agree(container, found.get(container.id))
 
     async def _agree(self, container: Container, report: dict[str, Any] | None) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
-from common.errors import Conflict, NotFound, Unavailable
+from common.errors import Conflict, NotFound, ShoalError, Unavailable
 from worker.network import balancer
 from worker.network.audit import Difference, Fact, compare
 from worker.network.bridge_rules import BridgeRule, ruleset
@@ -69,20 +69,33 @@ class Bridges:
         for network in wanted.values():
             try:
                 self._make(network)
-            except (OSError, Conflict, Unavailable) as error:
+            except (OSError, ShoalError) as error:
                 problems.append(f"network {network.name}: {error}")
         self._load()
         return problems
 
     def create(self, network: LocalNetwork) -> None:
-        """Raises Conflict (the name of the link is taken), Unavailable, NetlinkError."""
-        self._make(network)
-        self._networks[network.id] = network
+        """Raises Conflict (the name of the link is taken), NotFound (the parent), Unavailable,
+        NetlinkError; nothing is left then."""
         try:
+            self._make(network)
+            self._networks[network.id] = network
             self._load()
         except BaseException:
-            self.remove(network.id)
+            self._networks.pop(network.id, None)
+            self._indexes.pop(network.id, None)
+            self._discard(network)
             raise
+
+    def _discard(self, network: LocalNetwork) -> None:
+        """Remove what was made of a bridge, but no other interface of its name."""
+        for name in {network.link, _first_name(network)} if network.driver == BRIDGE else ():
+            link = self._find(name)
+            if link is not None and link.alias == self._alias(network):
+                self._home.send([rtnl.del_link(name)], _GONE)
+
+    def _alias(self, network: LocalNetwork) -> str:
+        return f"{self._owner}#{network.id}"
 
     def remove(self, network_id: str) -> None:
         """Safe to repeat."""
@@ -132,9 +145,9 @@ class Bridges:
             self._indexes[network.id] = self._check_parent(network)
 
     def _make_bridge(self, network: LocalNetwork) -> int:
-        alias = f"{self._owner}#{network.id}"
+        alias = self._alias(network)
         link = self._find(network.link)
-        if link is not None and not link.alias and link.name == f"br-{network.id[:12]}":
+        if link is not None and not link.alias and link.name == _first_name(network):
             link = None  # we were killed in the middle of making it
         if link is not None and link.alias != alias:
             raise Conflict(
@@ -147,7 +160,7 @@ class Bridges:
 
     def _add_bridge(self, network: LocalNetwork, alias: str) -> int:
         """Its first name shows whose it is if we are killed before it has its alias."""
-        name = f"br-{network.id[:12]}"
+        name = _first_name(network)
         mac = f"02:42:{os.urandom(4).hex(':')}"
         mtu = network.mtu or self._mtu()
         self._home.send([rtnl.add_bridge(name, mtu=mtu, mac=mac)], {errno.EEXIST})
@@ -243,3 +256,8 @@ class Bridges:
                 f"network {network.name}: the kernel refuses {network.driver} on {network.link}: "
                 f"{error.strerror}"
             ) from error
+
+
+def _first_name(network: LocalNetwork) -> str:
+    """Of its bridge until it has its alias, and unless another is asked for."""
+    return f"br-{network.id[:12]}"

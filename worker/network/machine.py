@@ -93,7 +93,11 @@ class Machine:
         self._table = MachineTable(self._filter, self._names)
         self.boxes.open(self._table)
         self.bridges = Bridges(
-            self._home, self._filter, self._owner, (name, self._names.mesh), self._leg_mtu
+            self._home,
+            self._filter,
+            self._owner,
+            (name, self._names.mesh),
+            lambda: self._underlay_mtu,
         )
         self._firewall = Firewall(self._filter, name, lambda: self.bridges.links)
         return self._bridge.number
@@ -546,8 +550,10 @@ class Machine:
         if not leg.near:
             self.bridges.bear(leg, namespace)
             return Plug(leg, -1, 0)
-        mtu = self.bridges.mtu(leg.network_id)
-        return Plug(leg, self._helper.home, mtu)
+        if leg.network_id:
+            return Plug(leg, self._helper.home, self.bridges.mtu(leg.network_id))
+        # Small enough for the mesh as well.
+        return Plug(leg, self._helper.home, self._underlay_mtu - VXLAN_OVERHEAD)
 
     def take_in(self, leg: Leg) -> None:
         if leg.network_id in self._overlays:
@@ -556,10 +562,6 @@ class Machine:
             self.bridges.attach(leg.network_id, leg.near)
         else:
             self._bridge.attach(self._home, leg.near)
-
-    def _leg_mtu(self) -> int:
-        """Small enough for the mesh as well."""
-        return self._underlay_mtu - VXLAN_OVERHEAD
 
 
 def _backends(table: Table, network_id: str, service_id: str) -> set[bytes]:

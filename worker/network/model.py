@@ -69,6 +69,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     netns: str  # a path that setns can open; "" for mode host
     interfaces: tuple[Interface, ...] = ()
+    attachments: tuple[Attachment, ...] = ()  # what it was connected for
     node_address: str = ""  # address on the node's bridge, without prefix length
     host_ports: tuple[HostPort, ...] = ()  # with the chosen numbers
     resolv_conf: str = ""  # text for /etc/resolv.conf

@@ -242,6 +242,7 @@ class Planner:
         made = replace(
             record.sandbox,
             interfaces=interfaces,
+            attachments=spec.attachments,
             node_address=node,
             hosts=sandbox.hosts(spec.hostname, addresses),
         )

@@ -296,3 +296,20 @@ def test_run_fetches_an_image_that_is_not_here(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Client, "objects", objects)
     assert invoke("container", "create", "a:1").output.endswith("made\n")
     assert fetched == [{"fromImage": "a", "tag": "1", "platform": None}]
+
+
+def test_networks_to_run_on() -> None:
+    """One name is the mode; more of it, or more of them, are endpoints, the first with all."""
+    plain = {"image": "box", "network": ("a",)}
+    asked = run.request(plain, {}, attached=False)
+    assert asked["HostConfig"]["NetworkMode"] == "a"
+    assert "NetworkingConfig" not in asked
+    flags = plain | {"network": ("a", "b"), "network_alias": ("x",), "ip": "10.0.0.9", "link": ()}
+    asked = run.request(flags, {}, attached=False)
+    points = asked["NetworkingConfig"]["EndpointsConfig"]
+    assert asked["HostConfig"]["NetworkMode"] == "a"
+    assert {name: point.get("IPAMConfig") for name, point in points.items()} == {
+        "a": {"IPv4Address": "10.0.0.9"},
+        "b": None,
+    }
+    assert [point["Aliases"] for point in points.values()] == [["x"], ["x"]]
