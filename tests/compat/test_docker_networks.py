@@ -134,7 +134,8 @@ def test_networks_of_a_running_container_come_and_go(docker: Docker) -> None:
     assert names.splitlines() == ["one bridge local", "two bridge local"]
     docker("rm", "-f", "store", "reader", "third")
     docker("network", "rm", "one", "two")
-    told = docker("events", "--since", since, "--until", "0s", "-f", "type=network",
+    until = docker("info", "-f", "{{.SystemTime}}")
+    told = docker("events", "--since", since, "--until", until, "-f", "type=network",
                   "--format", "{{.Action}} {{.Actor.Attributes.name}}")  # fmt: skip
     happened = told.splitlines()
     assert happened[:3] == ["create one", "create two", "connect bridge"]
