@@ -109,6 +109,7 @@ def remove(client: Client, networks: tuple[str, ...]) -> None:
 @click.option("--ip", "address", metavar="ADDR", help="In place of a free one.")
 @click.option("--alias", multiple=True, metavar="NAME", help="What others may call it.")
 @click.option("--link", multiple=True, metavar="CONTAINER[:NAME]", help="What it calls another.")
+@click.option("--driver-opt", multiple=True, metavar="NAME=VALUE")
 @click.option("--gw-priority", type=int, default=0, help="The highest gives the default route.")
 @click.argument("ref", metavar="NETWORK")
 @click.argument("container")
@@ -118,12 +119,14 @@ def connect(
     address: str | None,
     alias: tuple[str, ...],
     link: tuple[str, ...],
+    driver_opt: tuple[str, ...],
     gw_priority: int,
     ref: str,
     container: str,
 ) -> None:
     """Put CONTAINER on NETWORK, also while it runs."""
     point = endpoint(address, alias, link, gw_priority)
+    point["DriverOpts"] = options.pairs(driver_opt, "--driver-opt")
     client.post(f"/networks/{ref}/connect", {"Container": container, "EndpointConfig": point})
 
 

@@ -150,7 +150,7 @@ def endpoint(
         "Links": [_link(text) for text in item.links] if item is not None and item.links else None,
         "Aliases": list(aliases) or None,
         "MacAddress": interface.mac,
-        "DriverOpts": None,
+        "DriverOpts": (item.options or None) if item is not None else None,
         "GwPriority": item.priority if item is not None else 0,
         "NetworkID": interface.network_id,
         "EndpointID": endpoint_id(record.id, interface.network_id) if connected else "",

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -14,10 +14,12 @@ from worker.engine.container import Container, Record
 from worker.engine.disk import Disk
 from worker.engine.request import BRIDGE
 from worker.engine.seams import Networks
-from worker.network.model import Attachment
+from worker.network.model import ENDPOINT_SYSCTLS, Attachment
 
 _ALIAS = re.compile(r"^[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,252})$")
 _MAC = re.compile(r"^[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}$")
+
+_SYSCTL = re.compile(r"^net\.(ipv4|ipv6)\.(conf|neigh)\.IFNAME\.[a-z0-9_]+=[^,/]{1,64}$")
 
 Find = Callable[[str], Container]
 
@@ -54,8 +56,7 @@ class Connections:
             raise Invalid(
                 "network-scoped alias is supported only for containers in user defined networks"
             )
-        for option in point.driver_opts or {}:
-            raise NotImplementedHere(f"network {name}: DriverOpts {option!r} is not supported")
+        _check_options(name, point.driver_opts or {})
         if point.mac_address and not _MAC.match(point.mac_address):
             raise Invalid(f"invalid MAC address: {point.mac_address[:40]}")
         return Attachment(
@@ -66,6 +67,7 @@ class Connections:
             aliases=tuple(dict.fromkeys(map(_alias, point.aliases or ()))),
             links=tuple(dict.fromkeys(map(self._link, point.links or ()))),
             priority=point.gw_priority,
+            options=point.driver_opts or {},
         )
 
     def _link(self, text: str) -> str:
@@ -172,6 +174,18 @@ def _check_changeable(container: Container) -> None:
             "container cannot be connected to multiple networks with one of the networks in "
             "private (none) mode"
         )
+
+
+def _check_options(network: str, options: Mapping[str, str]) -> None:
+    """Raises NotImplementedHere, Invalid."""
+    for name in options:
+        if name != ENDPOINT_SYSCTLS:
+            raise NotImplementedHere(f"network {network}: DriverOpts {name!r} is not supported")
+    for setting in options.get(ENDPOINT_SYSCTLS, "").split(","):
+        if setting and not _SYSCTL.match(setting):
+            raise Invalid(
+                f"{ENDPOINT_SYSCTLS} {setting[:80]!r} is not like net.ipv4.conf.IFNAME.NAME=VALUE"
+            )
 
 
 def _alias(text: str) -> str:

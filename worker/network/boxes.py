@@ -200,6 +200,7 @@ class Boxes:
         for leg in legs:
             if leg.near:
                 self._wires.take_in(leg)
+        namespace.tune(legs)
 
     def change(self, record: SandboxRecord, table: Table) -> None:
         """Give a sandbox the legs of `record`, its new one, in place of those it has.

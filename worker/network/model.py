@@ -2,6 +2,8 @@
 
 import msgspec
 
+ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"  # an option: NAME=VALUE,… with IFNAME
+
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """One interface a sandbox is to have.

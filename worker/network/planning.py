@@ -15,7 +15,14 @@ from worker.network import local, sandbox
 from worker.network.ipam import Ipam
 from worker.network.local_networks import LocalNetworks
 from worker.network.local_spec import BRIDGE, HOST_ADDRESS, IPVLAN
-from worker.network.model import Attachment, HostPort, Interface, Sandbox, SandboxSpec
+from worker.network.model import (
+    ENDPOINT_SYSCTLS,
+    Attachment,
+    HostPort,
+    Interface,
+    Sandbox,
+    SandboxSpec,
+)
 from worker.network.netlink.rtnl import mac_bytes
 from worker.network.sandbox import Leg, SandboxRecord
 from worker.network.table import Table
@@ -182,7 +189,8 @@ class Planner:
         if not network_id:
             address = self.node.take()
             cidr = f"{address}/{self.node.subnet.prefixlen}"
-            return Leg(name=name, near=self._near_name(), mac=_mac(cidr, item), address=cidr)
+            mac, sysctls = _mac(cidr, item), _sysctls(name, item)
+            return Leg(name=name, near=self._near_name(), mac=mac, address=cidr, sysctls=sysctls)
         assert item is not None
         if network_id in self._here:
             network = self._here.get(network_id)
@@ -194,6 +202,7 @@ class Planner:
                 address=cidr,
                 network_id=network_id,
                 local=True,
+                sysctls=_sysctls(name, item),
             )
         return self._overlay_leg(name, item)
 
@@ -282,3 +291,10 @@ def _mac(cidr: str, item: Attachment | None) -> str:
             raise Invalid(f"MacAddress = {item.mac!r} is not a MAC address") from error
         return item.mac
     return "02:42:" + IPv4Interface(cidr).ip.packed.hex(":")
+
+
+def _sysctls(link: str, item: Attachment | None) -> dict[str, str]:
+    """Those that its endpoint's options set, for its own link."""
+    text = item.options.get(ENDPOINT_SYSCTLS, "") if item is not None else ""
+    pairs = (setting.partition("=") for setting in text.split(",") if setting)
+    return {name.replace(".IFNAME.", f".{link}."): value for name, _, value in pairs}

@@ -52,6 +52,7 @@ class Leg(msgspec.Struct, frozen=True, kw_only=True):
     network_id: str = ""  # "" for the node's bridge
     gateway: str = ""  # default route
     local: bool = False  # a network that a user made on this node
+    sysctls: dict[str, str] = {}  # of its link
 
     @property
     def place(self) -> int:
@@ -239,6 +240,14 @@ class Namespace:
         with self._channel(ROUTE) as route:
             route.send([rtnl.del_link(name) for name in names], _NO_SUCH)
 
+    def tune(self, legs: Sequence[Leg]) -> None:
+        """Set the sysctls of their links. Raises Invalid for what the kernel refuses."""
+        if not any(leg.sysctls for leg in legs):
+            return
+        with self._helper.inside(self._descriptor):
+            for leg in legs:
+                _set_sysctls(leg.sysctls)
+
     def links(self) -> set[str]:
         """The names of its links, but for loopback."""
         with self._channel(ROUTE) as route:
@@ -349,13 +358,21 @@ def _prepare(sysctls: dict[str, str]) -> tuple[Channel, Channel]:
         nshelper.try_sysctl(name, value)
     route = Channel.open(ROUTE)
     route.send([rtnl.set_up(1)])
+    try:
+        _set_sysctls(sysctls)
+    except Invalid:
+        route.close()
+        raise
+    return route, Channel.open(NETFILTER)
+
+
+def _set_sysctls(sysctls: Mapping[str, str]) -> None:
+    """In the calling thread's namespace. Raises Invalid."""
     for name, value in sysctls.items():
         try:
             nshelper.write_sysctl(name, value)
         except OSError as error:
-            route.close()
             raise Invalid(f"sysctl {name}={value} is refused: {error.strerror}") from error
-    return route, Channel.open(NETFILTER)
 
 
 def network_sysctls(wanted: dict[str, str]) -> dict[str, str]:

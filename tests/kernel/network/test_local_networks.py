@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from common.errors import Conflict, Forbidden
+from common.errors import Conflict, Forbidden, Invalid
 from common.model.network import IPAM, IPAMConfig, NetworkSpec
 from tests.kernel.network.conftest import MakeLab
 from tests.kernel.network.rig import Lab, resolve, run, sh
 from worker.network import local_spec
-from worker.network.model import Attachment, HostPort, Sandbox, SandboxSpec
+from worker.network.model import (
+    ENDPOINT_SYSCTLS,
+    Attachment,
+    HostPort,
+    Sandbox,
+    SandboxSpec,
+)
 from worker.network.networks import Networks
 
 pytestmark = pytest.mark.root
@@ -104,7 +110,15 @@ async def test_live_changes_survive_a_daemon_that_is_killed_on_the_way(make_lab:
     web = await box(lab, "web", "one", ports=WEB)
     peer = await box(lab, "peer", item(node.networks, "two", aliases=("friend",)))
     here = node.networks
-    web = await here.reconnect(web.id, (item(here, "one"), item(here, "two", priority=5)))
+    options = {ENDPOINT_SYSCTLS: "net.ipv4.conf.IFNAME.log_martians=1"}
+    two = item(here, "two", priority=5, options=options)
+    web = await here.reconnect(web.id, (item(here, "one"), two))
+    read = ("cat", "/proc/sys/net/ipv4/conf/eth1/log_martians")
+    assert sh("nsenter", f"--net={web.netns}", *read) == "1\n"
+    wrong = replace(two, network_id="", network_name="bridge",
+                    options={ENDPOINT_SYSCTLS: "net.ipv4.conf.IFNAME.nosuch=1"})  # fmt: skip
+    with pytest.raises(Invalid, match="nosuch=1 is refused"):
+        await here.reconnect(web.id, (item(here, "one"), two, wrong))
     await reaches(web.netns, [f"{at(peer, 'two')}:80"])
     assert await resolve(web.netns, "friend") == (0, [at(peer, "two")])
     assert await resolve(peer.netns, "web") == (0, [at(web, "two")])

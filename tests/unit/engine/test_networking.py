@@ -12,7 +12,7 @@ from common.model.container import ContainerConfig, EndpointConfig, EndpointIPAM
 from worker.engine.container import Container, Record, State
 from worker.engine.disk import Disk
 from worker.engine.networking import Connections, note_networks
-from worker.network.model import Attachment, Interface, Sandbox
+from worker.network.model import ENDPOINT_SYSCTLS, Attachment, Interface, Sandbox
 
 ONE = Attachment(network_id="1" * 64, network_name="one")
 TWO = Attachment(network_id="2" * 64, network_name="two")
@@ -76,6 +76,7 @@ def test_an_endpoint_becomes_an_attachment(tmp_path: Path) -> None:
         ("one", {"links": ("nobody",)}, Invalid, "could not get container for nobody"),
         ("one", {"mac_address": "1:2"}, Invalid, "invalid MAC address: 1:2"),
         ("one", {"driver_opts": {"o": "1"}}, NotImplementedHere, "DriverOpts 'o'"),
+        ("one", {"driver_opts": {ENDPOINT_SYSCTLS: "kernel.x=1"}}, Invalid, "'kernel.x=1'"),
         ("one", {"ipam_config": EndpointIPAM(ipv6_address="::1")}, NotImplementedHere, "IPv6"),
         ("one", {"ipam_config": EndpointIPAM(ipv4_address="wrong")}, Invalid, "wrong"),
     ],
