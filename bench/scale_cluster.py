@@ -36,11 +36,15 @@ from manager import leader
 from manager.allocator.allocator import Allocator
 from manager.api.services import Services
 from manager.control import Loop
+from manager.dispatcher.usage import UsageBook
+from manager.orchestrator.autoscale import Autoscaler
 from manager.orchestrator.enforcer import Enforcer
 from manager.orchestrator.global_services import GlobalOrchestrator
 from manager.orchestrator.jobs import GlobalJobOrchestrator, ReplicatedJobOrchestrator
 from manager.orchestrator.reaper import Reaper
+from manager.orchestrator.rebalance import Rebalancer
 from manager.orchestrator.replicated import ReplicatedOrchestrator
+from manager.orchestrator.timetable import Timetable
 from manager.scheduler.scheduler import Scheduler
 from manager.store.store import Store, Tx
 
@@ -113,15 +117,19 @@ class Sim:
 
     def loops(self) -> list[Loop]:
         """Those of a leader, as `manager/parts.py` has them."""
+        scheduler = Scheduler()
         return [
             ReplicatedOrchestrator(self.ids),
             GlobalOrchestrator(self.ids),
             ReplicatedJobOrchestrator(self.ids),
             GlobalJobOrchestrator(self.ids),
+            Timetable(),
             Enforcer(),
             Reaper(),
             Allocator(),
-            Scheduler(),
+            scheduler,
+            Autoscaler(UsageBook(lambda node_id, message: False, self.clock.now)),
+            Rebalancer(lambda: scheduler.nodes),
         ]
 
     async def put_all(self, objects: Iterable[Node | Service | Task]) -> None:

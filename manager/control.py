@@ -43,7 +43,9 @@ class Loop(Protocol):
 
 async def run(loop: Loop, store: Store, clock: Clock) -> None:
     """Run `loop` until cancelled. What `reconcile` or the store raises ends it."""
-    with store.watch() as watcher:
+    # Most commits are of tasks, and some loops have nothing to do with tasks: they say what they
+    # look at (`kinds`), and sleep on.
+    with store.watch(kinds=getattr(loop, "kinds", None)) as watcher:
         loop.restore(store.view())  # after watch: an event may repeat, none is missed
         while True:
             if _wanted(loop, clock):

@@ -21,6 +21,7 @@ from manager.api import defaults
 from manager.dispatcher.usage import Used
 from manager.orchestrator.rebalance import is_replicated
 from manager.store.store import Event, Tx, View
+from manager.store.watch import Kinds
 from manager.wishes import Autoscale, Target
 
 PERIOD = dt.timedelta(seconds=10)
@@ -103,6 +104,8 @@ def _shown(measure: str, value: float) -> str:
 
 class Autoscaler:
     """The leader's loop. It asks for figures as often as it looks."""
+
+    kinds: Kinds = frozenset({Service})
 
     def __init__(self, usage: Usage) -> None:
         self._usage = usage

@@ -18,6 +18,7 @@ from manager.orchestrator.dirty import constraints
 from manager.orchestrator.scene import age, is_active, is_lost
 from manager.orchestrator.update import is_under_way
 from manager.store.store import Event, Tx, View
+from manager.store.watch import Kinds
 
 NODES_PER_PASS = 50
 
@@ -46,6 +47,8 @@ def misplaced(
 
 class Enforcer:
     """The leader's loop that keeps nodes free of what does not fit them."""
+
+    kinds: Kinds = frozenset({Node, Service})
 
     def __init__(self) -> None:
         self._nodes: dict[str, None] = {}

@@ -22,6 +22,7 @@ from manager.orchestrator.dirty import is_dirty
 from manager.scheduler.nodeset import NodeSet, is_ready
 from manager.scheduler.rebalance import may_gain, moves
 from manager.store.store import Event, Tx, View
+from manager.store.watch import Kinds
 
 SETTLE = dt.timedelta(seconds=30)  # since the last node came or went
 MINUTE = dt.timedelta(minutes=1)
@@ -71,6 +72,8 @@ def movable_tasks(view: View, service: Service) -> list[Task]:
 
 class Rebalancer:
     """The leader's loop. `nodes` gives the books that the scheduler keeps."""
+
+    kinds: Kinds = frozenset({Cluster, Node, Service})
 
     def __init__(self, nodes: Callable[[], NodeSet]) -> None:
         self._nodes = nodes

@@ -15,6 +15,7 @@ from common.model.task import Task, TaskState
 from manager import wishes
 from manager.orchestrator.scene import has_completed, is_active, key_of
 from manager.store.store import Event, Tx, View
+from manager.store.watch import Kinds
 
 SERVICES_PER_PASS = 100
 
@@ -30,6 +31,8 @@ def run_again(status: JobStatus, now: dt.datetime) -> JobStatus:
 
 class Timetable:
     """The leader's loop."""
+
+    kinds: Kinds = frozenset({Service})
 
     def __init__(self) -> None:
         self._due: dict[str, dt.datetime | None] = {}  # None: to be worked out

@@ -23,7 +23,7 @@ from manager.store.change import PROVISIONAL, Event, apply_change, decode_entry
 from manager.store.pipeline import Pipeline, Proposer
 from manager.store.tables import KINDS, Tables
 from manager.store.view import Tx, View
-from manager.store.watch import BYTES_MAX, COMMITS_MAX, EVENTS_MAX, Resync, Ring, Watcher
+from manager.store.watch import BYTES_MAX, COMMITS_MAX, EVENTS_MAX, Kinds, Resync, Ring, Watcher
 
 __all__ = ["Event", "Proposer", "Resync", "Store", "Tx", "View", "Watcher"]
 
@@ -62,14 +62,14 @@ class Store:
         """The committed state of this moment."""
         return View(self._tables, self._version)
 
-    def watch(self, since: int | None = None) -> Watcher:
-        """What is committed from now on, or after version `since` (RAF 199).
+    def watch(self, since: int | None = None, kinds: Kinds = None) -> Watcher:
+        """What is committed from now on, or after version `since` (RAF 199), of objects of `kinds`.
 
         If that is not known, any more or yet, the first `next` raises Resync.
         """
         if since is not None and since > self._version:
-            return self._ring.watch_lost()  # another manager was ahead; this one cannot tell
-        return self._ring.watch(since)
+            return self._ring.watch_lost(kinds)  # another manager was ahead; this one cannot tell
+        return self._ring.watch(since, kinds)
 
     def view_and_watch(self) -> tuple[View, Watcher]:
         """A state and all that follows it, without a gap. Close the watcher (it is a context)."""

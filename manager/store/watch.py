@@ -9,11 +9,15 @@ import asyncio
 from collections import deque
 from types import TracebackType
 
+from common.model.base import Object
 from manager.store.change import Event
 
 COMMITS_MAX = 4096
 EVENTS_MAX = 100_000
 BYTES_MAX = 32 << 20  # of the entries that the events came with
+
+
+Kinds = frozenset[type[Object]] | None  # what a watcher wants to hear of; None: everything
 
 
 class Resync(Exception):
@@ -68,6 +72,8 @@ class Ring:
             watcher.wake()
 
     def push(self, version: int, events: list[Event], size: int) -> None:
+        kinds = {type(event.object) for event in events}
+        before = self.end
         self._commits.append((version, events, size))
         self._events += len(events)
         self._bytes += size
@@ -81,7 +87,7 @@ class Ring:
             self._bytes -= freed
             self.start += 1
         for watcher in self._watchers:
-            watcher.wake()
+            watcher.pushed(kinds, before)
 
     def after(self, version: int) -> int | None:
         """The place of the first commit after `version`; None if it is no longer known."""
@@ -102,15 +108,15 @@ class Ring:
             for event in self._commits[number][1]
         ]
 
-    def watch(self, since: int | None) -> "Watcher":
-        return self._watch(self.end if since is None else self.after(since))
+    def watch(self, since: int | None, kinds: Kinds = None) -> "Watcher":
+        return self._watch(self.end if since is None else self.after(since), kinds)
 
-    def watch_lost(self) -> "Watcher":
+    def watch_lost(self, kinds: Kinds = None) -> "Watcher":
         """A watcher that must read the state first."""
-        return self._watch(None)
+        return self._watch(None, kinds)
 
-    def _watch(self, place: int | None) -> "Watcher":
-        watcher = Watcher(self, place)
+    def _watch(self, place: int | None, kinds: Kinds) -> "Watcher":
+        watcher = Watcher(self, place, kinds)
         self._watchers[watcher] = None
         return watcher
 
@@ -121,8 +127,9 @@ class Ring:
 class Watcher:
     """One reader of the ring; a context manager, so that it is forgotten in the end."""
 
-    def __init__(self, ring: Ring, place: int | None) -> None:
+    def __init__(self, ring: Ring, place: int | None, kinds: Kinds = None) -> None:
         self._ring = ring
+        self._kinds = kinds
         self._place = place  # None: what should come next is lost
         self._news = asyncio.Event()
         if place != ring.end:
@@ -153,7 +160,18 @@ class Watcher:
         place, self._place = self._place, self._ring.end
         if place is None or place < self._ring.start:
             raise Resync("this watcher was too slow, or asked for what is long past")
-        return self._ring.read(place)
+        events = self._ring.read(place)
+        if self._kinds is None:
+            return events
+        return [event for event in events if type(event.object) in self._kinds]
+
+    def pushed(self, kinds: set[type[Object]], place: int) -> None:
+        """A commit came at `place`, with objects of `kinds`. One of no interest is passed over,
+        so that it neither wakes nor makes one late who waits for something else."""
+        if self._kinds is None or not self._kinds.isdisjoint(kinds):
+            self._news.set()
+        elif self._place == place:
+            self._place = self._ring.end
 
     def wake(self) -> None:
         self._news.set()

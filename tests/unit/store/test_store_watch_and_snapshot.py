@@ -131,6 +131,25 @@ async def test_a_slow_watcher_is_told_and_others_are_not_disturbed(
         assert slow.take() == []
 
 
+async def test_who_watches_some_kinds_neither_wakes_nor_falls_behind_for_others() -> None:
+    store = Store(LoopClock(), commits_max=4)
+    store.lead(MemoryProposer(store))
+    with store.watch(kinds=frozenset({Service})) as some:
+        for number in range(10):
+            await store.update(lambda tx, n=number: tx.put(build.node(f"n{n}")))
+        assert not await some.wait(0.1)
+        await store.update(lambda tx: [tx.put(build.node("x")), tx.put(build.service("a"))])
+        await store.update(lambda tx: tx.put(build.node("y")))
+        assert await some.wait(0.1)
+        assert shape(some.take()) == [("create", "service-a")]
+        for number in range(10):
+            await store.update(lambda tx, n=number: tx.put(build.service(f"b{n}")))
+        with pytest.raises(Resync):
+            some.take()
+        await store.update(lambda tx: tx.put(build.node("z")))
+        assert some.take() == []
+
+
 async def test_view_and_watch_leave_no_gap() -> None:
     store = memory_store()
     await store.update(lambda tx: tx.put(build.node("a")))
