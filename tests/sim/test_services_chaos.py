@@ -153,7 +153,7 @@ class Chaos:
         )
 
     def _restart(self) -> RestartPolicy:
-        return RestartPolicy(delay=self.rng.choice([0, 10**9, 5 * 10**9]))
+        return RestartPolicy(delay=self.rng.choice([10**9, 5 * 10**9]))
 
     def _some(self) -> Service:
         if not self.names:
