@@ -1,13 +1,14 @@
 """Networks of one machine: apart from each other, live changes, crashes, firewalls of others."""
 
 import asyncio
+import subprocess
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from common.errors import Conflict, Forbidden, Invalid
+from common.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from common.model.network import IPAM, IPAMConfig, NetworkSpec
 from tests.kernel.network.conftest import MakeLab
 from tests.kernel.network.rig import Lab, resolve, run, sh
@@ -144,3 +145,31 @@ async def test_live_changes_survive_a_daemon_that_is_killed_on_the_way(make_lab:
     assert await resolve(peer.netns, "web") == (0, [at(web, "two")])
     assert (await here.reconnect(web.id, ())).interfaces == ()
     assert await here.audit() == []
+
+
+def has(driver: str) -> bool:
+    """Whether this kernel can make such a link."""
+    line = f"ip link add t0 type veth && ip link add t1 link t0 type {driver}"
+    return not subprocess.run(["unshare", "-n", "sh", "-c", line], capture_output=True).returncode
+
+
+async def test_a_macvlan_is_on_the_network_of_its_parent(make_lab: MakeLab) -> None:
+    """Where the kernel has no such driver, it says so when the network is made."""
+    lab = await make_lab(1)
+    node, client = lab.nodes[0], f"{lab.prefix}-client"
+    for driver in ("ipvlan", "macvlan"):
+        wishes = {"driver": driver, "options": {"parent": "eth0"}}
+        if not has(driver):
+            with pytest.raises(Unavailable, match=f"machine refuses {driver} on eth0"):
+                await make(lab, driver, "10.77.0.0/24", **wishes)
+            continue
+        await make(lab, driver, "10.77.0.0/24", **wishes)
+        made = item(node.networks, driver, address="10.77.0.50")
+        far = await box(lab, driver, made)
+        assert far.interfaces[0].gateway == "10.77.0.1"
+        await reaches(client, ["10.77.0.50:80"])
+        await node.networks.close_sandbox(far.id)
+        await node.networks.remove(driver)
+    with pytest.raises(NotFound, match="parent interface eth7 is not on this machine"):
+        await make(lab, "far", "10.78.0.0/24", driver="macvlan", options={"parent": "eth7"})
+    assert node.networks.local.all() == []
