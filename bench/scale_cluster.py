@@ -46,7 +46,7 @@ from manager.orchestrator.rebalance import Rebalancer
 from manager.orchestrator.replicated import ReplicatedOrchestrator
 from manager.orchestrator.timetable import Timetable
 from manager.scheduler.scheduler import Scheduler
-from manager.store.store import Store, Tx
+from manager.store.store import Resync, Store, Tx
 
 T = TypeVar("T")
 GIB = 1 << 30
@@ -157,6 +157,8 @@ class Sim:
             running = group.create_task(leader.lead(self.store, loops, self.clock))
             lag = group.create_task(self.watch_lag())
             await asyncio.sleep(0.05)
+            while begin is not None and any(loop.dirty for loop in loops):
+                await asyncio.sleep(0.01)  # a new leader looks at everything first
             self.lags.clear()
             meter = Meter()
             if begin is not None:
@@ -186,10 +188,16 @@ class Counter:
         self._store = store
         self._watcher = store.watch()
         self._reached = reached
-        self.ids: set[str] = set()
+        self.ids = {task.id for task in store.view().all(Task) if reached(task)}
 
     def count(self) -> int:
-        for event in self._watcher.take():
+        try:
+            events = self._watcher.take()
+        except Resync:
+            tasks = self._store.view().all(Task)
+            self.ids = {task.id for task in tasks if self._reached(task)}
+            return len(self.ids)
+        for event in events:
             object = event.object
             if isinstance(object, Task):
                 if event.action != "remove" and self._reached(object):

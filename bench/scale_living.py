@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from bench.scale_cluster import Meter, Sim, nodes, pending, percentile, running, spec, template
+from bench.scale_cluster import (
+    Counter,
+    Meter,
+    Sim,
+    nodes,
+    pending,
+    percentile,
+    running,
+    spec,
+    template,
+)
 from bench.scale_placing import Row
 from common.model.base import to_json
 from common.model.cluster import Cluster, ClusterSpec, DispatcherConfig, RootCA
@@ -78,25 +88,6 @@ class QuickAgents:
         return None if state is TaskState.READY else TaskState.READY
 
 
-class Progress:
-    """Which tasks of the present are up, from the events of the store."""
-
-    def __init__(self, sim: Sim, up: Callable[[Task], bool]) -> None:
-        self._watcher = sim.store.watch()
-        self._up = up
-        self.up = {task.id for task in sim.store.view().find(Task) if up(task)}
-
-    def count(self) -> int:
-        for event in self._watcher.take():
-            task = event.object
-            if isinstance(task, Task):
-                if event.action != "remove" and self._up(task):
-                    self.up.add(task.id)
-                else:
-                    self.up.discard(task.id)
-        return len(self.up)
-
-
 async def settled(
     node_count: int, services: int, replicas: int, update: UpdateConfig | None = None
 ) -> Sim:
@@ -147,8 +138,8 @@ async def node_loss(case: str, node_count: int, services: int, replicas: int) ->
         )
 
     rows = []
-    placed = Progress(sim, on_others(TaskState.ASSIGNED))
-    up = Progress(sim, on_others(TaskState.RUNNING))
+    placed = Counter(sim.store, on_others(TaskState.ASSIGNED))
+    up = Counter(sim.store, on_others(TaskState.RUNNING))
     decided: list[float] = []
 
     def done() -> bool:
@@ -186,7 +177,7 @@ async def rolling_update(case: str, replicas: int, node_count: int, parallelism:
             and container.image == image
         )
 
-    progress = Progress(sim, is_new)
+    progress = Counter(sim.store, is_new)
     async with asyncio.TaskGroup() as group:
         playing = group.create_task(QuickAgents(sim).run())
         cost = await sim.run_until(

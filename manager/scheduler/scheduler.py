@@ -118,7 +118,7 @@ class Scheduler:
             elif _wants_place(task):
                 groups.setdefault(_group(task), []).append(task)
         for tasks in groups.values():
-            size = _piece(tasks[0])
+            size = _piece(tasks[0]) if len(tasks) > 1 else 1
             for first in range(0, len(tasks), size):
                 piece = tasks[first : first + size]
                 if tx.is_full:
