@@ -157,8 +157,9 @@ class Sim:
             running = group.create_task(leader.lead(self.store, loops, self.clock))
             lag = group.create_task(self.watch_lag())
             await asyncio.sleep(0.05)
-            while begin is not None and any(loop.dirty for loop in loops):
-                await asyncio.sleep(0.01)  # a new leader looks at everything first
+            with self.store.watch() as settling:  # a new leader looks at everything first
+                while begin is not None and any(loop.dirty for loop in loops):
+                    await settling.wait(0.05)
             self.lags.clear()
             meter = Meter()
             if begin is not None:

@@ -36,6 +36,7 @@ from common.protocol.dispatcher import (
     StatusReport,
     TaskStatusUpdate,
     ToAgent,
+    Welcome,
     decode_to_agent,
     encode,
 )
@@ -227,6 +228,7 @@ class Line:
         self.node_id = node_id
         self.sequence = 0
         self.digest = ""
+        self.welcomed = False
         self.served = asyncio.Event()
         self.reports = 0
         self._inbox: list[bytes] = []
@@ -274,6 +276,7 @@ class Herd:
             await line.served.wait()
 
     def heard(self, line: Line, message: ToAgent) -> None:
+        line.welcomed |= isinstance(message, Welcome)
         if not isinstance(message, Assign):
             return
         line.sequence, line.digest = message.sequence, message.digest
@@ -304,9 +307,10 @@ class Herd:
             due += len(self.lines) / HEARTBEAT_S * step_s
             while due >= 1:
                 line = next(turn)
-                line.push(encode(Heartbeat(sequence=line.sequence, digest=line.digest)))
                 due -= 1
-                self.beats += 1
+                if line.welcomed:
+                    line.push(encode(Heartbeat(sequence=line.sequence, digest=line.digest)))
+                    self.beats += 1
             failing += fails_per_s * step_s
             while failing >= 1:
                 failing -= 1
@@ -350,11 +354,10 @@ async def steady(case: str, agents: int, services: int, replicas: int, seconds: 
             hello = Hello(description=described, address="10.0.0.1")
             line.push(encode(hello))
             tasks.append(group.create_task(dispatcher.serve(line.node_id, line)))
+        tasks.append(group.create_task(herd.live(services * replicas / 100 / 60)))
         await herd.all_served()
         note = f"all at once; {late(sim)}"
         rows.append(Row(case, f"{agents} agents register", meter.read(), agents, note))
-        living = group.create_task(herd.live(services * replicas / 100 / 60))
-        tasks.append(living)
         await asyncio.sleep(5.0)
         sim.lags.clear()
         herd.spent_s, herd.beats, herd.failed, meter = 0.0, 0, 0, Meter()

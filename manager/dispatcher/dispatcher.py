@@ -65,6 +65,7 @@ HELLO_S = 10.0
 RESYNC_S = 1.0  # an agent that wants complete sets faster has to reconnect
 HOUR_S = 3600.0
 DOWN_AT_ONCE = 200  # nodes in one transaction
+NAMED_MAX = 20  # nodes in one line of the daemon's log
 
 
 class Dispatcher:
@@ -341,7 +342,8 @@ class Dispatcher:
             await self._store.update(
                 lambda tx, gone=gone: nodes.set_down(tx, gone, self._clock.now())  # type: ignore[misc]
             )
-        log.warning("nodes are down: %s", " ".join(lost))
+        more = f" and {len(lost) - NAMED_MAX} more" if len(lost) > NAMED_MAX else ""
+        log.warning("nodes are down: %s%s", " ".join(lost[:NAMED_MAX]), more)
 
     async def left(self, node_id: str) -> None:
         """The node's agent has ended and says that it will not come back: do not wait for it."""
