@@ -301,17 +301,18 @@ class Herd:
     async def live(self, fails_per_s: float) -> None:
         """Beat and fail, evenly spread."""
         step_s, due, failing = 0.02, 0.0, 0.0
-        turn = itertools.cycle(self.lines)
+        turn, last = itertools.cycle(self.lines), time.perf_counter()
         while True:
             begin = time.perf_counter()
-            due += len(self.lines) / HEARTBEAT_S * step_s
+            passed, last = begin - last, begin
+            due += len(self.lines) / HEARTBEAT_S * passed
             while due >= 1:
                 line = next(turn)
                 due -= 1
                 if line.welcomed:
                     line.push(encode(Heartbeat(sequence=line.sequence, digest=line.digest)))
                     self.beats += 1
-            failing += fails_per_s * step_s
+            failing += fails_per_s * passed
             while failing >= 1:
                 failing -= 1
                 self._fail_one()
