@@ -266,6 +266,8 @@ class MachineTable:
             edits += self._groups.put(key, {balancer.port_backend(*item) for item in backends})
         if edits:
             self._carry_out(edits)
+        if self._chains and not self._groups.members:
+            self.load()  # as it was before the first port: without chains to choose by
 
     def _carry_out(self, edits: Sequence[Edit]) -> None:
         table = self._names.table
