@@ -83,7 +83,16 @@ _NONE = Wishes()
 
 
 def of(spec: ServiceSpec) -> Wishes:
-    """The wishes of `spec`. Raises Invalid, which a stored spec never does: it was checked."""
+    """The wishes of `spec`. One that was stored by a version which checked less has none: what
+    reads it here are the leader's loops, which must not end over it."""
+    try:
+        return read(spec)
+    except Invalid:
+        return _NONE
+
+
+def read(spec: ServiceSpec) -> Wishes:
+    """The same, strictly. Raises Invalid."""
     found = {name: text for name, text in spec.labels.items() if name.startswith(labels.PREFIX)}
     return _read(found) if found else _NONE
 
@@ -105,8 +114,9 @@ def _read(given: Mapping[str, str]) -> Wishes:
 
 def check(spec: ServiceSpec) -> None:
     """Raises Invalid for labels that are wrong, by themselves or for such a service."""
+    found = read(spec)
     _check_autoscale(spec)
-    if of(spec).schedule is not None and not spec.mode.is_job:
+    if found.schedule is not None and not spec.mode.is_job:
         raise Invalid(
             f"label {labels.SCHEDULE} is for jobs, and this service is {spec.mode.name}: "
             "use mode replicated-job or global-job"

@@ -290,6 +290,11 @@ services:
         constraints: ["node.role == manager"]
         preferences: [{spread: node.labels.zone}]
       resources: {limits: {cpus: "0.5", memory: 50M}, reservations: {memory: 10M}}
+  late:
+    image: web:1
+    healthcheck: {disable: true}
+    deploy:
+      labels: {shoal.depends_on: "web:healthy,never"}
 networks: {front: {driver: overlay, attachable: true}}
 volumes: {data: {}}
 secrets: {key: {file: ./key.txt}}
@@ -305,7 +310,20 @@ def test_a_stack_is_deployed_changed_and_removed(docker: Docker, tmp_path: Path)
     docker("stack", "deploy", "-c", str(file), "shop")
     replicas = ("stack", "services", "--format", "{{.Name}} {{.Replicas}} {{.Ports}}", "shop")
     wanted = "shop_web 2/2 *:8089->80/tcp"
-    wait_until(lambda: docker(*replicas) == wanted, "the stack runs", 30)
+    wait_until(lambda: wanted in docker(*replicas).splitlines(), "the stack runs", 30)
+    waits = (
+        "service",
+        "ps",
+        "--no-trunc",
+        "--format",
+        "{{.CurrentState}}: {{.Error}}",
+        "shop_late",
+    )
+    why = "waits for service never, which does not exist"
+    wait_until(lambda: why in docker(*waits), "what is to come later says why", 10)
+    assert docker(*waits).startswith("New ")
+    docker("service", "update", "-d", "--label-add", "shoal.depends_on=web", "shop_late")
+    wait_until(lambda: "shop_late 1/1" in docker(*replicas), "the order is kept", 30)
     container = container_here(docker, "shop_web")
     assert docker("exec", container, "cat", "/run/secrets/key") == "sesame"
     assert docker("exec", container, "cat", "/etc/app.conf") == "colour=blue"

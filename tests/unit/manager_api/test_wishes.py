@@ -12,7 +12,7 @@ from tests.support import build
 
 
 def of(**given: str) -> wishes.Wishes:
-    return wishes.of(
+    return wishes.read(
         build.service(labels={f"shoal.{name}": text for name, text in given.items()}).spec
     )
 
@@ -37,3 +37,9 @@ def test_bad_durations_name_label_value_and_remedy(text: str) -> None:
 def test_an_unknown_label_of_ours_is_refused() -> None:
     with pytest.raises(Invalid, match=rf"'shoal.lossgrace' is not known.*{labels.LOSS_GRACE}"):
         validate.service(build.service(labels={"shoal.lossgrace": "1m"}).spec)
+
+
+def test_a_stored_spec_with_wrong_labels_wishes_nothing() -> None:
+    """The leader's loops go on."""
+    spec = build.service(labels={"shoal.unknown": "x", labels.LOSS_GRACE: "1m"}).spec
+    assert wishes.of(spec) == wishes.Wishes()
